@@ -1,0 +1,100 @@
+"""A conversation between tokeniser and raw row: the one type that every recipe produces."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+Role = Literal["user", "assistant"]
+
+
+class Reason(StrEnum):
+    """Why a row, or a piece of one, is not in the shards."""
+
+    # damage: the file is not what the recipe was told it is
+    INVALID_JSON = "invalid_json"
+    INVALID_UTF8 = "invalid_utf8"
+    WRONG_SCHEMA = "wrong_schema"
+    # dirt: the row is readable, but not a conversation to learn from
+    EMPTY_USER = "empty_user"
+    EMPTY_ASSISTANT = "empty_assistant"
+    NO_EXCHANGE = "no_exchange"
+    NOT_ALTERNATING = "not_alternating"
+    PLACEHOLDER_ANSWER = "placeholder_answer"
+    ATTACHMENT_MISSING = "attachment_missing"
+    MERGED_INSTRUCTIONS = "merged_instructions"
+    SERVICE_MESSAGE = "service_message"
+    LANGUAGE = "language"
+    # encoding: the tokens would break the text and supervision contract
+    TOO_LONG = "too_long"
+    NO_SUPERVISED_TOKENS = "no_supervised_tokens"
+    FORGED_CONTROL_TOKEN = "forged_control_token"
+    TEXT_NOT_REPRODUCED = "text_not_reproduced"
+    WRONG_TURN_ENDS = "wrong_turn_ends"
+
+
+DAMAGE = frozenset({Reason.INVALID_JSON, Reason.INVALID_UTF8, Reason.WRONG_SCHEMA})
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn's text, without any tag."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A row that is not kept, and why."""
+
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Alternating user and assistant turns, the first by the user and the last by the assistant.
+
+    Invariant: an even number of messages, none blank. `system` replaces the recipe's system text.
+    """
+
+    messages: tuple[Message, ...]
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        problem = _first_problem(self.messages)
+        if problem is not None:
+            raise ValueError(f"not a conversation: {problem.reason} {problem.detail}".rstrip())
+
+    @property
+    def exchanges(self) -> tuple[tuple[str, str], ...]:
+        """The turns as (user text, assistant text) pairs."""
+        texts = [message.text for message in self.messages]
+        return tuple(zip(texts[::2], texts[1::2], strict=True))
+
+
+def exchange(user: str, assistant: str) -> Conversation | Drop:
+    """A single question and answer, or the reason why it is not one."""
+    return from_turns([Message("user", user), Message("assistant", assistant)])
+
+
+def from_turns(turns: Iterable[Message], system: str | None = None) -> Conversation | Drop:
+    """A conversation from the given turns, or the first reason why they are not one."""
+    messages = tuple(turns)
+    return _first_problem(messages) or Conversation(messages, system)
+
+
+def _first_problem(messages: tuple[Message, ...]) -> Drop | None:
+    if len(messages) < 2:
+        return Drop(Reason.NO_EXCHANGE, f"{len(messages)} turns")
+    for number, message in enumerate(messages):
+        expected: Role = "user" if number % 2 == 0 else "assistant"
+        if message.role != expected:
+            return Drop(Reason.NOT_ALTERNATING, f"turn {number} is by {message.role}, expected {expected}")
+        if not message.text.strip():
+            blank = Reason.EMPTY_USER if expected == "user" else Reason.EMPTY_ASSISTANT
+            return Drop(blank, f"turn {number}")
+    if len(messages) % 2:
+        return Drop(Reason.NOT_ALTERNATING, "the last turn is by the user")
+    return None

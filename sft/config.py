@@ -1,0 +1,364 @@
+"""The one schema: every setting of every command, its type, its default and what it means.
+
+Plain frozen dataclasses; `settings.py` fills them from YAML and `key=value`. A sentence stands under each field.
+`problems()` lists what is out of range or contradictory, so that all mistakes are shown at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _resume_fixed(**options: Any) -> Any:
+    """A field that a resumed run may not change, because the result would no longer be the same run."""
+    return field(metadata={"resume_fixed": True}, **options)
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source: its recipe (data_recipes/<name>/recipe.yaml) and what the mixture says about it."""
+
+    title: str
+    """Name of the data set as people know it."""
+    hub_id: str
+    """Where it is published: owner/name on the Hugging Face hub."""
+    files: tuple[str, ...]
+    """Glob patterns below sources_dir that find its raw files; .gz and .zst are added by themselves."""
+    licence: str
+    """SPDX identifier or name of its licence."""
+    citation: str
+    """How its authors ask to be cited, in one line."""
+    system: str
+    """System text of its conversations; `card` is the prompt of the StableLM-Tuned-Alpha card."""
+    commercial: bool = False
+    """True if the licence allows commercial use."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What happens to a single exchange longer than seq_len."""
+    language: str | None = None
+    """Keep conversations in this language only (ISO 639-1, such as en); null keeps all."""
+    max_drop_share: float = 0.5
+    """More dropped rows than this share stop the build: the recipe no longer fits its source."""
+    max_damaged_share: float = 0.001
+    """More unreadable rows (bad JSON, bad UTF-8, wrong columns) than this share stop the build."""
+    enabled: bool = True
+    """False leaves the source out of the mixture."""
+    weight: float = 1.0
+    """Share of its rows to use, between 0 and 1, chosen by row hash."""
+    max_rows: int | None = None
+    """Use at most this many raw rows, in file order; null uses all."""
+
+    def problems(self) -> Iterator[str]:
+        if not 0 < self.weight <= 1:
+            yield f"weight={self.weight}: expected a share above 0 and up to 1"
+        if self.max_rows is not None and self.max_rows < 1:
+            yield f"max_rows={self.max_rows}: expected at least 1, or null"
+        if not self.files:
+            yield "files: expected at least one pattern"
+        for name in ("max_drop_share", "max_damaged_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield f"{name}={getattr(self, name)}: expected a share between 0 and 1"
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """`sft build`: raw files to packed shards."""
+
+    sources: dict[str, SourceConfig]
+    """The sources of the mixture by name."""
+    sources_dir: str
+    """Folder that holds the raw files."""
+    tokenizer: str
+    """Path of a tokenizer.json (or of a folder that holds one) in the form of GPT-NeoX-20B's."""
+    out: str
+    """Folder to publish; it must not exist yet, or hold this very build."""
+    name: str = "mixture"
+    """Name of the mixture, for the data-set card."""
+    seq_len: int = 4096
+    """Tokens per packed sequence."""
+    valid_share: float = 0.01
+    """Share of each source's distinct conversations held out for validation (at least one)."""
+    seed: int = 0
+    """Chooses the held-out conversations."""
+    system: Literal["recipe", "card"] = "recipe"
+    """`card` puts the card's system prompt on every source."""
+    supervise: Literal["assistant", "all"] = "assistant"
+    """Which tokens carry loss; `all` is the as-released variant."""
+    end_token: bool = True
+    """End every document with <|endoftext|>; the as-released text has none."""
+    packs_per_shard: int = 8192
+    """Packed sequences per shard file (8192 × 4096 tokens are about 100 MB)."""
+    workers: int = 0
+    """Worker processes; 0 takes all cores. The result does not depend on it."""
+
+    def problems(self) -> Iterator[str]:
+        if not any(source.enabled for source in self.sources.values()):
+            yield "sources: every source is switched off"
+        if not 16 <= self.seq_len <= 65535:
+            yield f"seq_len={self.seq_len}: expected 16 to 65535"
+        if not 0 <= self.valid_share < 0.5:
+            yield f"valid_share={self.valid_share}: expected 0 up to 0.5"
+        if self.packs_per_shard < 1:
+            yield f"packs_per_shard={self.packs_per_shard}: expected at least 1"
+        if self.workers < 0:
+            yield f"workers={self.workers}: expected 0 (all cores) or more"
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a GPT-NeoX model."""
+
+    vocab_size: int
+    """Rows of the embedding and of the head; may exceed the tokenizer's length, never fall short of it."""
+    hidden_size: int
+    """Width of the residual stream."""
+    num_layers: int
+    """Number of transformer blocks."""
+    num_heads: int
+    """Attention heads per block."""
+    intermediate_size: int
+    """Width of the MLP's inner layer."""
+    max_positions: int = 4096
+    """Longest document, in tokens."""
+    rotary_pct: float = 0.25
+    """Share of each head's dimensions that is rotated."""
+    rotary_base: float = 10000.0
+    """Base of the rotary frequencies."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of the layer norms."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
+
+    def problems(self) -> Iterator[str]:
+        if self.hidden_size % self.num_heads:
+            yield f"hidden_size={self.hidden_size}: not divisible by num_heads={self.num_heads}"
+        elif int(self.head_dim * self.rotary_pct) % 2:
+            yield f"rotary_pct={self.rotary_pct}: rotates an odd number of the {self.head_dim} dimensions per head"
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def rotary_dims(self) -> int:
+        return int(self.head_dim * self.rotary_pct)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Where the weights come from."""
+
+    weights: str = _resume_fixed()
+    """Hugging Face GPT-NeoX folder to start from, or `scratch` for fresh random weights."""
+    preset: str | None = _resume_fixed(default=None)
+    """Shape by name (stablelm_3b, stablelm_7b, small_cpu, tiny): needed for scratch, checked against a folder."""
+    vocab_size: int | None = _resume_fixed(default=None)
+    """Replaces the preset's vocabulary size (scratch only), for another tokenizer."""
+
+    def problems(self) -> Iterator[str]:
+        if self.weights == "scratch" and self.preset is None:
+            yield "weights=scratch: needs model.preset to know the shape"
+        if self.weights != "scratch" and self.vocab_size is not None:
+            yield "vocab_size: only with weights=scratch; a folder's own size is never changed"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    lr: float = _resume_fixed(default=2e-5)
+    """Peak learning rate (card)."""
+    betas: tuple[float, float] = _resume_fixed(default=(0.9, 0.99))
+    """Adam's decay rates (card)."""
+    eps: float = _resume_fixed(default=1e-8)
+    """Adam's epsilon; the card is silent: the value of PyTorch and of Alpaca's procedure."""
+    weight_decay: float = _resume_fixed(default=0.01)
+    """Decoupled weight decay on all parameters (card)."""
+    clip_norm: float = _resume_fixed(default=1.0)
+    """Gradient norm limit; the card is silent: the base model's pre-training value. 0 switches it off."""
+    warmup_steps: int = _resume_fixed(default=50)
+    """Steps of linear warm-up (card: 50 for 3B, 100 for 7B)."""
+    schedule: Literal["cosine", "linear", "constant"] = _resume_fixed(default="cosine")
+    """Shape after warm-up; the card is silent: Alpaca's procedure, which it follows, decays by cosine."""
+    min_lr_ratio: float = _resume_fixed(default=0.0)
+    """Learning rate at the end, as a share of the peak; Alpaca's procedure ends at 0."""
+
+    def problems(self) -> Iterator[str]:
+        if self.lr <= 0:
+            yield f"lr={self.lr}: expected above 0"
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                yield f"betas={self.betas}: expected values from 0 up to 1"
+        for name in ("eps", "weight_decay", "clip_norm", "warmup_steps", "min_lr_ratio"):
+            if getattr(self, name) < 0:
+                yield f"{name}={getattr(self, name)}: expected 0 or more"
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases; metrics.jsonl is written in any case."""
+
+    enabled: bool = False
+    """Send metrics to wandb (pip install 'sft[wandb]')."""
+    project: str = "sft"
+    """Project to log to."""
+    mode: Literal["online", "offline"] = "offline"
+    """`offline` writes files for a later `wandb sync`."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`sft train`: shards and weights to checkpoints."""
+
+    shards: str
+    """Folder made by `sft build`."""
+    model: InitConfig
+    """The weights to start from."""
+    out: str
+    """Run folder; if it holds a run already, training goes on from its newest checkpoint."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and schedule."""
+    batch_packs: int = _resume_fixed(default=256)
+    """Packed sequences per optimizer step, over all ranks (card: 256 for 3B, 128 for 7B)."""
+    micro_batch_packs: int = 1
+    """Packed sequences per forward pass; gradients accumulate until batch_packs are done."""
+    epochs: float = _resume_fixed(default=1.0)
+    """Passes over the training split; the card is silent: the warm-up lengths fit one epoch."""
+    max_steps: int | None = _resume_fixed(default=None)
+    """End after this many optimizer steps, even if epochs are left; the schedule follows."""
+    seed: int = _resume_fixed(default=0)
+    """Seeds order and fresh weights."""
+    precision: Precision = _resume_fixed(default="fp16")
+    """Arithmetic of forward and backward; weights, gradients and optimizer state stay fp32."""
+    fp16_initial_scale_power: int = _resume_fixed(default=12)
+    """Loss scale at the start is 2 to this power (value of the base model's pre-training)."""
+    fp16_scale_window: int = _resume_fixed(default=1000)
+    """Steps without overflow before the loss scale doubles (value of the base model's pre-training)."""
+    engine: Literal["torch"] = _resume_fixed(default="torch")
+    """What runs the step."""
+    device: Device = "auto"
+    """`auto` takes CUDA if there is one."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    save_every_steps: int = 100
+    """Steps between checkpoints; one is always saved at the end and on a stop."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep; at least 2, so that a damaged one has a predecessor."""
+    eval_every_steps: int = 0
+    """Steps between held-out loss measurements; 0 measures none while training."""
+    eval_max_packs: int = 64
+    """Packed validation sequences per measurement while training."""
+    max_bad_steps: int = 3
+    """Consecutive non-finite steps (fp16: at the smallest loss scale) that end the run with code 70."""
+    stop_margin_s: float = 300.0
+    """Seconds before the job's end (SLURM_JOB_END_TIME) at which to save and stop."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
+
+    def problems(self) -> Iterator[str]:
+        for name in ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)}: expected at least 1"
+        if self.batch_packs % max(1, self.micro_batch_packs):
+            yield f"batch_packs={self.batch_packs}: not a multiple of micro_batch_packs={self.micro_batch_packs}"
+        if self.epochs <= 0:
+            yield f"epochs={self.epochs}: expected above 0"
+        if self.max_steps is not None and self.max_steps < 1:
+            yield f"max_steps={self.max_steps}: expected at least 1, or null"
+        if self.keep_checkpoints < 2:
+            yield f"keep_checkpoints={self.keep_checkpoints}: expected at least 2, in case the newest is damaged"
+        if self.eval_every_steps < 0:
+            yield f"eval_every_steps={self.eval_every_steps}: expected 0 or more"
+
+
+# ------------------------------------------------------------------------------------------------ after training
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are produced."""
+
+    max_new_tokens: int = 128
+    """Longest answer."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token; the card's snippet samples with 0.7."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this total probability."""
+    seed: int = 0
+    """Seeds sampling."""
+
+    def problems(self) -> Iterator[str]:
+        if self.max_new_tokens < 1:
+            yield f"max_new_tokens={self.max_new_tokens}: expected at least 1"
+        if self.temperature < 0:
+            yield f"temperature={self.temperature}: expected 0 or more"
+        if not 0 < self.top_p <= 1:
+            yield f"top_p={self.top_p}: expected above 0 and up to 1"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """`sft eval`: a checkpoint's held-out loss per source and its answers to fixed prompts."""
+
+    shards: str | None = None
+    """Folder made by `sft build`; null takes the one that the checkpoint was trained on."""
+    split: Literal["valid", "train"] = "valid"
+    """Which packs to measure."""
+    max_packs: int | None = None
+    """Measure at most this many packs, the first ones; null measures all."""
+    micro_batch_packs: int = 1
+    """Packed sequences per forward pass."""
+    prompts: tuple[str, ...] = (
+        "What's your mood today?",
+        "Write a two-line poem about the sea.",
+        "What is the capital of France?",
+        "Explain in one sentence why the sky is blue.",
+    )
+    """Questions that every evaluated checkpoint answers."""
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(max_new_tokens=64))
+    """How the answers are produced."""
+    system: str | None = None
+    """System text of the prompts; null takes the card's prompt."""
+    device: Device = "auto"
+    """`auto` takes CUDA if there is one."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward pass."""
+    out: str | None = None
+    """Result file; null writes eval.json beside the checkpoint's run."""
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """`sft chat`: talk to a checkpoint."""
+
+    system: str | None = None
+    """System text; null takes the card's prompt."""
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(max_new_tokens=256, temperature=0.7))
+    """How answers are produced."""
+    device: Device = "auto"
+    """`auto` takes CUDA if there is one."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward pass."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`sft export`: a checkpoint to a Hugging Face folder."""
+
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Number format of the exported weights."""
+    system: str | None = None
+    """System text of the chat template when a chat names none; null takes the card's prompt."""
+    max_shard_bytes: int = 5_000_000_000
+    """Largest weight file."""

@@ -1,0 +1,51 @@
+"""Packs joined into the flat token row that the model reads.
+
+T = tokens of the batch without padding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.data.shards import Pack, Split
+
+IGNORE = -1
+"""Target of a position that carries no loss."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: the documents of some packs, one behind the other, without padding.
+
+    `targets_T[t]` is the token that position t must predict, or IGNORE.
+    """
+
+    input_ids_T: NDArray[np.int64]
+    targets_T: NDArray[np.int64]
+    doc_lengths: tuple[int, ...]
+    doc_ids: tuple[int, ...]
+
+    @property
+    def num_supervised(self) -> int:
+        return int((self.targets_T != IGNORE).sum())
+
+
+def join(packs: Sequence[Pack]) -> Batch:
+    """Lay the documents of the packs end to end and shift their loss masks into targets."""
+    ids_T = np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]).astype(np.int64)
+    mask_T = np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]).astype(bool)
+    lengths_D = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
+    # A document's first token is never predicted: what stands before it belongs to another document.
+    mask_T[np.cumsum(lengths_D) - lengths_D] = False
+    targets_T = np.full(len(ids_T), IGNORE, np.int64)
+    targets_T[:-1] = np.where(mask_T[1:], ids_T[1:], IGNORE)
+    doc_ids = tuple(int(doc_id) for pack in packs for doc_id in pack.doc_ids_D)
+    return Batch(ids_T, targets_T, tuple(map(int, lengths_D)), doc_ids)
+
+
+def micro_batches(split: Split, indices: Sequence[int], size: int) -> Iterator[Batch]:
+    """The packs of one optimizer step, `size` at a time."""
+    for start in range(0, len(indices), size):
+        yield join([split[index] for index in indices[start : start + size]])

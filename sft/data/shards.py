@@ -1,0 +1,261 @@
+"""Packed sequences on disk: Arrow IPC files, uncompressed and memory-mapped. The only file that imports pyarrow.
+
+T = tokens of one pack (seq_len), N = packs of one call, D = documents of one pack.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+from numpy.typing import NDArray
+
+from sft.errors import ConfigError, DataError
+from sft.storage.manifest import Manifest, damaged_files, read_manifest, require_sizes
+
+KIND = "shards"
+SCHEMA_VERSION = 1
+DOCUMENTS = "documents.arrow"
+QUARANTINE = "quarantine.jsonl"
+TOKENIZER = "tokenizer.json"
+PACKS_PER_RECORD_BATCH = 256
+
+Ints = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One packed sequence.
+
+    Shapes: input_ids_T, loss_mask_T; doc_lengths_D and doc_ids_D; the tail after the documents is padding.
+    """
+
+    input_ids_T: Ints
+    loss_mask_T: Ints
+    doc_lengths_D: Ints
+    doc_ids_D: Ints
+    num_supervised: int
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.doc_lengths_D.sum())
+
+    def documents(self) -> Iterator[tuple[int, slice]]:
+        """Each document's id and place in the pack."""
+        end = 0
+        for doc_id, length in zip(self.doc_ids_D, self.doc_lengths_D, strict=True):
+            yield int(doc_id), slice(end, end := end + int(length))
+
+
+@dataclass(frozen=True)
+class DocumentTable:
+    """Where every document came from: one entry per document, indexed by document id."""
+
+    sources: tuple[str, ...]
+    files: tuple[str, ...]
+    source: Ints
+    """Index into `sources`."""
+    file: Ints
+    """Index into `files`."""
+    row: Ints
+    """Number of the raw row in its file, from 0."""
+    piece: Ints
+    """Number of the piece of a conversation that was too long for one sequence, from 0."""
+    digest: Ints
+    """First 8 bytes of the conversation's sha256."""
+    num_tokens: Ints
+    num_supervised: Ints
+    held_out: Ints
+    """True if the document is in the valid split."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+    """The file name of one shard."""
+    return f"{split}-{number:05d}-of-{count:05d}.arrow"
+
+
+def token_type(num_ids: int) -> type[np.uint16] | type[np.uint32]:
+    """The smallest integer type that holds every token id."""
+    return np.uint16 if num_ids <= 1 << 16 else np.uint32
+
+
+def write_shard(path: Path, packs: Sequence[Pack]) -> None:
+    """Write packs of equal length as one shard file."""
+    schema = _pack_schema(packs[0].input_ids_T)
+    # The writer's own alignment padding is zeroed, so equal packs give equal bytes.
+    with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, schema) as writer:
+        for start in range(0, len(packs), PACKS_PER_RECORD_BATCH):
+            writer.write_batch(_record_batch(packs[start : start + PACKS_PER_RECORD_BATCH], schema))
+
+
+def write_documents(path: Path, table: DocumentTable) -> None:
+    """Write the document table."""
+    columns = {
+        "source": _names(table.source, table.sources),
+        "file": _names(table.file, table.files),
+        "row": pa.array(table.row, pa.uint32()),
+        "piece": pa.array(table.piece, pa.uint16()),
+        "digest": pa.array(table.digest, pa.uint64()),
+        "num_tokens": pa.array(table.num_tokens, pa.uint32()),
+        "num_supervised": pa.array(table.num_supervised, pa.uint32()),
+        "held_out": pa.array(table.held_out, pa.bool_()),
+    }
+    arrow = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, arrow.schema) as writer:
+        writer.write_table(arrow, max_chunksize=len(table) or 1)
+
+
+class Split:
+    """Random access to the packs of one split, straight from the memory-mapped files."""
+
+    def __init__(self, folder: Path, name: str, facts: dict[str, Any]) -> None:
+        self.name = name
+        self._batches = [batch for shard in facts["shards"] for batch in _open(folder / shard["file"])]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._views: dict[int, tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]] = {}
+        if len(self) != facts["packs"]:
+            raise DataError(f"{name} holds {len(self)} packs, the manifest says {facts['packs']}", on=folder)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Pack:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pack {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index - int(self._starts[number])
+        ids, mask, length_ends, lengths, id_ends, doc_ids, supervised = self._view(number)
+        return Pack(
+            ids[row],
+            mask[row],
+            lengths[length_ends[row] : length_ends[row + 1]],
+            doc_ids[id_ends[row] : id_ends[row + 1]],
+            int(supervised[row]),
+        )
+
+    @cached_property
+    def num_supervised_N(self) -> Ints:
+        """Supervised tokens of every pack."""
+        columns = [self._view(number)[6] for number in range(len(self._batches))]
+        return np.concatenate(columns) if columns else np.zeros(0, np.uint32)
+
+    def _view(self, number: int) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
+        if number not in self._views:
+            self._views[number] = _arrays(self._batches[number])
+        return self._views[number]
+
+
+class Shards:
+    """A published build: its manifest, splits and documents."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, folder: Path, *, check_hashes: bool = True) -> "Shards":
+        """Open a build and make sure that it is the one that was published.
+
+        Raises: DataError if a file is missing, cut or changed.
+        """
+        manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
+        require_sizes(folder, manifest)
+        damaged = list(damaged_files(folder, manifest)) if check_hashes else []
+        if damaged:
+            raise DataError(
+                f"changed after the build: {'; '.join(damaged)}", on=folder, hint="restore the files or build again"
+            )
+        return cls(folder, manifest)
+
+    def split(self, name: str) -> Split:
+        facts = self.manifest["splits"].get(name)
+        if facts is None:
+            known = ", ".join(self.manifest["splits"])
+            raise ConfigError(f"no split {name!r}; it has {known}", on=self.folder)
+        return Split(self.folder, name, facts)
+
+    @property
+    def seq_len(self) -> int:
+        return int(self.manifest["seq_len"])
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / TOKENIZER
+
+    @cached_property
+    def documents(self) -> DocumentTable:
+        table = ipc.open_file(pa.memory_map(str(self.folder / DOCUMENTS))).read_all().combine_chunks()
+        source, file = (table.column(name).chunk(0) for name in ("source", "file"))
+        numbers = {name: table.column(name).to_numpy() for name in table.column_names[2:]}
+        return DocumentTable(
+            tuple(source.dictionary.to_pylist()),
+            tuple(file.dictionary.to_pylist()),
+            source.indices.to_numpy(),
+            file.indices.to_numpy(),
+            **numbers,
+        )
+
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """Every row that was not kept, with its reason."""
+        with (self.folder / QUARANTINE).open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def _pack_schema(input_ids_T: Ints) -> Any:
+    ids = pa.from_numpy_dtype(input_ids_T.dtype)
+    return pa.schema(
+        [
+            pa.field("input_ids", pa.list_(ids, len(input_ids_T)), nullable=False),
+            pa.field("loss_mask", pa.list_(pa.uint8(), len(input_ids_T)), nullable=False),
+            pa.field("doc_lengths", pa.list_(pa.uint16()), nullable=False),
+            pa.field("doc_ids", pa.list_(pa.uint32()), nullable=False),
+            pa.field("num_supervised", pa.uint32(), nullable=False),
+        ]
+    )
+
+
+def _record_batch(packs: Sequence[Pack], schema: Any) -> Any:
+    length = len(packs[0].input_ids_T)
+    ends = np.cumsum([0, *(len(pack.doc_ids_D) for pack in packs)]).astype(np.int32)
+    columns = [
+        pa.FixedSizeListArray.from_arrays(np.concatenate([pack.input_ids_T for pack in packs]), length),
+        pa.FixedSizeListArray.from_arrays(np.concatenate([pack.loss_mask_T for pack in packs]), length),
+        pa.ListArray.from_arrays(ends, pa.array(np.concatenate([p.doc_lengths_D for p in packs]), pa.uint16())),
+        pa.ListArray.from_arrays(ends, pa.array(np.concatenate([p.doc_ids_D for p in packs]), pa.uint32())),
+        pa.array([pack.num_supervised for pack in packs], pa.uint32()),
+    ]
+    columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _names(indices: Ints, names: Sequence[str]) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(names), pa.string()))
+
+
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        reader = ipc.open_file(pa.memory_map(str(path)))
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"not readable as an Arrow file: {error}", on=path, hint="restore it or build again") from error
+
+
+def _arrays(batch: Any) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
+    ids, mask, lengths, doc_ids, supervised = batch.columns
+    return (
+        ids.flatten().to_numpy().reshape(batch.num_rows, -1),
+        mask.flatten().to_numpy().reshape(batch.num_rows, -1),
+        lengths.offsets.to_numpy(),
+        lengths.values.to_numpy(),
+        doc_ids.offsets.to_numpy(),
+        doc_ids.values.to_numpy(),
+        supervised.to_numpy(),
+    )

@@ -1,0 +1,72 @@
+"""Everything that can go wrong, as one tree with one exit code per branch.
+
+SftError                 1   a bug of ours
+├── DataError           65   a source, a shard or a checkpoint's content is bad
+├── NumericsError       70   loss or gradients left the numbers
+├── PeerError           71   another process, rank or the cluster failed
+├── StorageError        74   the disk refused, or a file is damaged or already taken
+├── StopRequested       75   stopped on purpose with everything saved: run the command again
+└── ConfigError         78   what was asked for contradicts itself or what is there
+"""
+
+from pathlib import Path
+
+
+class SftError(Exception):
+    """An error that a user can act on: what failed, on what, what was expected, what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, on: str | Path | None = None, hint: str | None = None) -> None:
+        self.what, self.on, self.hint = what, on, hint
+        super().__init__(self.message())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments are lost by the default pickling; workers send these errors home.
+        return _rebuild, (type(self), self.what, self.on, self.hint)
+
+    def message(self) -> str:
+        """The text a user reads: `on: what`, then the next step on its own line."""
+        where = f"{self.on}: " if self.on is not None else ""
+        step = f"\n  → {self.hint}" if self.hint else ""
+        return f"{where}{self.what}{step}"
+
+
+def _rebuild(kind: type[SftError], what: str, on: str | Path | None, hint: str | None) -> SftError:
+    return kind(what, on=on, hint=hint)
+
+
+class DataError(SftError):
+    """Raw rows, shards or checkpoint contents do not satisfy their contract."""
+
+    exit_code = 65
+
+
+class NumericsError(SftError):
+    """Loss or gradients are not finite, and going on would spoil the weights."""
+
+    exit_code = 70
+
+
+class PeerError(SftError):
+    """A worker process, another rank or the cluster failed."""
+
+    exit_code = 71
+
+
+class StorageError(SftError):
+    """A file cannot be written, is damaged, or belongs to another run."""
+
+    exit_code = 74
+
+
+class StopRequested(SftError):
+    """The run was asked to stop, saved its state, and wants to be started again."""
+
+    exit_code = 75
+
+
+class ConfigError(SftError):
+    """A command line or config file asks for something impossible or contradictory."""
+
+    exit_code = 78

@@ -1,0 +1,59 @@
+"""Progress for people: a bar on a terminal, plain lines now and then in a batch log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[[int, str], None]
+"""Called with the number of units done since the last call and a short remark."""
+
+PLAIN_INTERVAL_S = 10.0
+
+
+@contextmanager
+def progress(
+    title: str, total: int | None, *, unit: str, start: int = 0, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Advance]:
+    """Show how far a piece of work is; `total=None` counts without an end."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain(title, total, unit, start, clock)
+        return
+    columns = [
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TaskProgressColumn() if total else TextColumn(""),
+        MofNCompleteColumn(),
+        TextColumn(unit + " {task.fields[remark]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    ]
+    with Progress(*columns, console=console, transient=False) as bar:
+        task = bar.add_task(title, total=total, completed=start, remark="")
+        yield lambda count, remark: bar.update(task, advance=count, remark=remark)
+
+
+def _plain(title: str, total: int | None, unit: str, start: int, clock: Callable[[], float]) -> Advance:
+    done, last = start, clock() - PLAIN_INTERVAL_S
+
+    def advance(count: int, remark: str) -> None:
+        nonlocal done, last
+        done += count
+        if clock() - last >= PLAIN_INTERVAL_S or done == total:
+            last = clock()
+            share = f"{done}/{total}" if total else f"{done}"
+            print(f"{title}: {share} {unit} {remark}".rstrip(), file=sys.stderr, flush=True)
+
+    return advance

@@ -1,0 +1,247 @@
+"""YAML files and `key=value` arguments become a typed config; every mistake is reported at once."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, Union
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sft.errors import ConfigError
+
+T = TypeVar("T")
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place, to be laid over those of earlier layers."""
+
+    origin: str
+    values: Values
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A config and, for every setting that is not a default, the place it came from."""
+
+    config: T
+    origins: dict[str, str]
+
+
+class _Text(str):
+    """A value typed on the command line, still to be read as the type of its field."""
+
+
+def load(schema: type[T], layers: Sequence[Layer]) -> Loaded[T]:
+    """Build `schema` from the layers, the last one winning.
+
+    Raises: ConfigError listing every unknown key, wrong type, missing value and contradiction.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        _overlay(merged, layer.values, layer.origin, origins, "")
+    mistakes: list[str] = []
+    config = _build(schema, merged, "", origins, mistakes)
+    if mistakes:
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  - {text}" for text in mistakes))
+    return Loaded(typing.cast(T, config), origins)
+
+
+def read_yaml(path: Path) -> Layer:
+    """The values of a YAML file as a layer named after the file."""
+    if not path.is_file():
+        raise ConfigError("no such config file", on=path, hint="give the path of a YAML file")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not readable as YAML: {error}", on=path) from error
+    if not isinstance(values, dict):
+        raise ConfigError("expected a mapping of settings", on=path)
+    return Layer(str(path), typing.cast(Values, values))
+
+
+def read_arguments(arguments: Sequence[str]) -> Layer:
+    """The `key=value` arguments as a layer; dots in a key step into nested settings."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"argument {argument!r}: expected key=value", hint="for example: out=runs/first")
+        *parents, name = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"argument {argument!r}: {parent} was given a value before")
+        place[name] = _Text(value)
+    return Layer("command line", values)
+
+
+def describe(loaded: Loaded[Any]) -> str:
+    """The resolved config as YAML, each line saying where its value came from."""
+    lines: list[str] = []
+    _describe(loaded.config, "", 0, loaded.origins, lines)
+    return "\n".join(lines)
+
+
+def as_yaml(config: Any) -> str:
+    """The resolved config as plain YAML that `load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(as_values(config)))
+
+
+def as_values(config: Any) -> dict[str, Any]:
+    """The config as nested dicts of plain values."""
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _overlay(target: dict[str, Any], values: Values, origin: str, origins: dict[str, str], prefix: str) -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            nested = target.get(key)
+            if not isinstance(nested, dict):
+                nested = target[key] = {}
+            _overlay(nested, value, origin, origins, f"{name}.")
+        else:
+            target[key] = value
+            origins[name] = origin
+
+
+def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mistakes: list[str]) -> Any:
+    """An instance of the dataclass, or None with the mistakes noted."""
+    if not isinstance(values, dict):
+        mistakes.append(f"{path.rstrip('.')}: expected a mapping, got {values!r}")
+        return None
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    hints = typing.get_type_hints(schema)
+    before = len(mistakes)
+    for key in values:
+        if key not in fields:
+            mistakes.append(_unknown(str(key), path, list(fields), origins))
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], f"{path}{name}", origins, mistakes)
+        elif dataclasses.is_dataclass(hints[name]) and field.default_factory is dataclasses.MISSING:
+            arguments[name] = _build(hints[name], {}, f"{path}{name}.", origins, mistakes)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            mistakes.append(f"{path}{name}: missing, please set it")
+    if len(mistakes) > before:
+        return None
+    config = schema(**arguments)
+    mistakes.extend(f"{path}{text}" for text in getattr(config, "problems", tuple)())
+    return config
+
+
+def _unknown(key: str, path: str, known: list[str], origins: Mapping[str, str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    advice = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}"
+    place = next((origin for name, origin in origins.items() if (name + ".").startswith(f"{path}{key}.")), "")
+    return f"{path}{key}: unknown key{f' in {place}' if place else ''}; {advice}"
+
+
+def _convert(hint: Any, value: Any, path: str, origins: Mapping[str, str], mistakes: list[str]) -> Any:
+    """The value as the hinted type, or None with the mistake noted."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, _parse(value), f"{path}.", origins, mistakes)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        if not isinstance(value, dict):
+            mistakes.append(f"{path}: expected a mapping, got {value!r}")
+            return None
+        return {key: _convert(arguments[1], item, f"{path}.{key}", origins, mistakes) for key, item in value.items()}
+    try:
+        return _scalar(hint, origin, arguments, value)
+    except ValueError as error:
+        place = origins.get(path)
+        mistakes.append(f"{path}={value!r}{f' in {place}' if place else ''}: {error}")
+        return None
+
+
+def _scalar(hint: Any, origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
+    if origin in (Union, types.UnionType):
+        inner = next(argument for argument in arguments if argument is not type(None))
+        empty = value is None or (isinstance(value, _Text) and value.lower() in ("null", "none"))
+        return None if empty else _scalar(inner, typing.get_origin(inner), typing.get_args(inner), value)
+    if origin is Literal:
+        if value in arguments:
+            return str(value)
+        raise ValueError(f"expected one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        return _tuple(arguments, _parse(value))
+    if hint is str:
+        if isinstance(value, str):
+            return str(value)
+        raise ValueError("expected text; put it in quotes")
+    return _number(hint, _parse(value))
+
+
+def _number(hint: Any, value: Any) -> Any:
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}[hint]
+    raise ValueError(f"expected {wanted}")
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if arguments[-1] is Ellipsis:
+        kinds = [arguments[0]] * len(items)
+    elif len(items) == len(arguments):
+        kinds = list(arguments)
+    else:
+        raise ValueError(f"expected {len(arguments)} values")
+    return tuple(
+        _scalar(kind, typing.get_origin(kind), typing.get_args(kind), item)
+        for kind, item in zip(kinds, items, strict=True)
+    )
+
+
+def _parse(value: Any) -> Any:
+    """A command-line text read as YAML, anything else as it is."""
+    if not isinstance(value, _Text):
+        return value
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError("not readable as a YAML value") from error
+
+
+def _describe(config: Any, path: str, depth: int, origins: Mapping[str, str], lines: list[str]) -> None:
+    items = (
+        config.items()
+        if isinstance(config, dict)
+        else [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    )
+    indent = "  " * depth
+    for name, value in items:
+        if dataclasses.is_dataclass(value) or isinstance(value, dict):
+            lines.append(f"{indent}{name}:")
+            _describe(value, f"{path}{name}.", depth + 1, origins, lines)
+        else:
+            shown = OmegaConf.to_yaml(OmegaConf.create({name: _plain(value)}), resolve=False).rstrip("\n")
+            place = origins.get(f"{path}{name}", "default")
+            first, *rest = shown.split("\n")
+            lines.append(f"{indent}{first}  # {place}")
+            lines.extend(f"{indent}{line}" for line in rest)

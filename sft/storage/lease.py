@@ -1,0 +1,31 @@
+"""Two jobs never write one folder: whoever writes holds its lease."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft.errors import StorageError
+
+
+@contextmanager
+def lease(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path` while the block runs; the system frees it if the process dies.
+
+    Raises: StorageError if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise StorageError(
+                f"in use by {holder}", on=path.parent, hint="wait for it to end, or name another folder"
+            ) from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {os.uname().nodename}")
+        stream.flush()
+        yield

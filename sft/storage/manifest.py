@@ -1,0 +1,108 @@
+"""manifest.json: what a published folder holds, with the sha256 of every file.
+
+File formats do not notice a flipped bit; these hashes do. A folder without a manifest is not ours.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sft.errors import DataError, StorageError
+from sft.storage.publish import write_text
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file as hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """The sha256 of a text's UTF-8 bytes as hex digits."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[str, Any]) -> Manifest:
+    """Hash every file in `folder` and write its manifest, the last file of the folder."""
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
+    )
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda name: file_sha256(folder / name), names))
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, hashes, strict=True)
+    }
+    manifest = {"kind": kind, "schema_version": schema_version, **facts, "files": files}
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
+    """The manifest of a folder of the given kind.
+
+    Raises: DataError if there is none, it is damaged, or it is of another kind or a newer version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"not a {kind} folder: it has no {MANIFEST}", on=folder, hint=f"name a folder that holds {kind}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"not readable: {error}", on=path) from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        found = manifest.get("kind") if isinstance(manifest, dict) else None
+        raise DataError(f"holds {found or 'something else'}, expected {kind}", on=folder)
+    if manifest.get("schema_version") != schema_version:
+        raise DataError(
+            f"schema version {manifest.get('schema_version')}, this program reads {schema_version}",
+            on=path,
+            hint="use the version of sft that wrote it, or build it again",
+        )
+    return manifest
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """One sentence for every file that differs from the manifest: missing, cut, changed or added."""
+    recorded: dict[str, dict[str, Any]] = manifest["files"]
+    with ThreadPoolExecutor() as pool:
+        verdicts = pool.map(lambda item: _verdict(folder, *item), recorded.items())
+        yield from (verdict for verdict in verdicts if verdict)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST and name not in recorded:
+            yield f"{name}: not in the manifest"
+
+
+def require_sizes(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder whose files are missing or cut; cheap, reads no contents.
+
+    Raises: StorageError naming the file.
+    """
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != facts["bytes"]:
+            found = "missing" if size is None else f"{size} bytes"
+            raise StorageError(f"{found}, expected {facts['bytes']} bytes", on=path, hint="restore it or build again")
+
+
+def _verdict(folder: Path, name: str, facts: dict[str, Any]) -> str | None:
+    path = folder / name
+    if not path.is_file():
+        return f"{name}: missing"
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        return f"{name}: {size} bytes, expected {facts['bytes']}"
+    digest = file_sha256(path)
+    if digest != facts["sha256"]:
+        return f"{name}: changed (sha256 {digest[:12]}…, expected {facts['sha256'][:12]}…)"
+    return None
