@@ -46,7 +46,7 @@ def progress(
 
 
 def _plain(title: str, total: int | None, unit: str, start: int, clock: Callable[[], float]) -> Advance:
-    done, last = start, clock() - PLAIN_INTERVAL_S
+    done, last = start, clock()
 
     def advance(count: int, remark: str) -> None:
         nonlocal done, last

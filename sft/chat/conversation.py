@@ -1,6 +1,7 @@
 """A conversation between tokeniser and raw row: the one type that every recipe produces."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -83,6 +84,28 @@ def from_turns(turns: Iterable[Message], system: str | None = None) -> Conversat
     """A conversation from the given turns, or the first reason why they are not one."""
     messages = tuple(turns)
     return _first_problem(messages) or Conversation(messages, system)
+
+
+# C0 controls but tab and newline, DEL, and lone surrogates, which JSON can spell but UTF-8 cannot encode.
+_UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+def clean_text(text: str) -> str:
+    """The text with plain newlines, without control characters and without outer whitespace."""
+    return _UNWANTED.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def text_columns(row: Mapping[str, object], *names: str) -> tuple[str, ...] | None:
+    """The cleaned texts of the named columns, or nothing if one of them is missing or is not text."""
+    texts = tuple(clean_text(value) for name in names if isinstance(value := row.get(name), str))
+    return texts if len(texts) == len(names) else None
+
+
+def wrong_schema(row: Mapping[str, object], expected: str) -> Drop:
+    """The verdict on a row whose columns are not those of its source."""
+    found = ", ".join(f"{name}: {type(value).__name__}" for name, value in row.items())
+    detail = f"expected {expected}; found {clean_text(found)[:300] or 'no columns'}"
+    return Drop(Reason.WRONG_SCHEMA, detail)
 
 
 def _first_problem(messages: tuple[Message, ...]) -> Drop | None:

@@ -55,7 +55,8 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[Any]:
     Own arithmetic instead of a library's shuffle, because those may change with the library's version.
     """
     start = _mix(_mix(np.full(1, seed, np.uint64)) + np.full(1, epoch, np.uint64))
-    return np.argsort(_mix(start + np.arange(count, dtype=np.uint64)), kind="stable")
+    keys = _mix(np.add(start, np.arange(count, dtype=np.uint64), dtype=np.uint64))
+    return np.argsort(keys, kind="stable")
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

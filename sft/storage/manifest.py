@@ -39,7 +39,14 @@ def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[
         name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
         for name, digest in zip(names, hashes, strict=True)
     }
-    manifest = {"kind": kind, "schema_version": schema_version, **facts, "files": files}
+    content = "".join(f"{name} {digest}\n" for name, digest in zip(names, hashes, strict=True))
+    manifest = {
+        "kind": kind,
+        "schema_version": schema_version,
+        "content_digest": text_sha256(content),
+        **facts,
+        "files": files,
+    }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return manifest
 
@@ -68,6 +75,14 @@ def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
             hint="use the version of sft that wrote it, or build it again",
         )
     return manifest
+
+
+def manifest_kind(folder: Path) -> str | None:
+    """What kind of folder this is, or None if it has no readable manifest."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -1,0 +1,132 @@
+"""The tokenizer of GPT-NeoX-20B's form, with the five control tokens. The only file that imports tokenizers.
+
+Text can never become a control token: control ids are inserted by number, and every text is encoded with
+special-token splitting on, so that `<|USER|>` inside a text stays a run of ordinary characters.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer
+
+from sft.errors import ConfigError
+from sft.storage.manifest import text_sha256
+
+END, PADDING = "<|endoftext|>", "<|padding|>"
+SYSTEM, USER, ASSISTANT = TAGS = ("<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>")
+
+# The published model's ids; any tokenizer with this many base entries must reproduce them.
+NEOX_20B_SIZE = 50277
+NEOX_20B_IDS = {END: 0, PADDING: 1, SYSTEM: 50277, USER: 50278, ASSISTANT: 50279}
+
+
+class ChatTokenizer:
+    """Encodes text as text and knows the control ids.
+
+    Invariant: no id returned by `encode` is a control id.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, origin: str | Path = "tokenizer") -> None:
+        for token in (END, PADDING):
+            if tokenizer.token_to_id(token) is None:
+                raise ConfigError(
+                    f"has no {token}: not a tokenizer of GPT-NeoX-20B's form",
+                    on=origin,
+                    hint="take the tokenizer.json of the base model",
+                )
+        base_size = tokenizer.get_vocab_size()
+        missing = [tag for tag in TAGS if tokenizer.token_to_id(tag) is None]
+        tokenizer.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in missing])
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        ids = [tokenizer.token_to_id(token) for token in (END, PADDING, *TAGS)]
+        self.control_ids = tuple(int(token_id) for token_id in ids if token_id is not None)
+        self.end_id, self.pad_id, self.system_id, self.user_id, self.assistant_id = self.control_ids
+        self._check(base_size - len(TAGS) + len(missing), origin)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ChatTokenizer":
+        """Read a tokenizer.json, or the one inside a folder, adding the three tags if they are absent.
+
+        Raises: ConfigError if it is not a tokenizer of this form.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise ConfigError("no such tokenizer", on=file, hint="give the path of a tokenizer.json")
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library has no class of its own
+            raise ConfigError(f"not readable as a tokenizer: {error}", on=file) from error
+        return cls(tokenizer, file)
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the highest id."""
+        return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids at which generation stops, in the order of the model card."""
+        return (self.user_id, self.assistant_id, self.system_id, self.pad_id, self.end_id)
+
+    @cached_property
+    def is_control(self) -> NDArray[np.bool_]:
+        """For each id, whether it is a control token."""
+        table = np.zeros(self.num_ids, bool)
+        table[list(self.control_ids)] = True
+        return table
+
+    @cached_property
+    def json(self) -> str:
+        """The tokenizer with its tags as the text of a tokenizer.json."""
+        return str(self._tokenizer.to_str(pretty=False))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identifies the tokenizer: equal for equal ids, whether or not its file had the tags."""
+        return text_sha256(self.json)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, none of them a control id."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[Sequence[int] | NDArray[Any]]) -> list[str]:
+        """The text of each run of ids, control tokens written out."""
+        return list(
+            self._tokenizer.decode_batch(
+                [run if isinstance(run, list) else np.asarray(run).tolist() for run in ids], skip_special_tokens=False
+            )
+        )
+
+    def normalise(self, text: str) -> str:
+        """The text as the ids spell it (Unicode NFC for GPT-NeoX-20B)."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+    def name(self, token_id: int) -> str:
+        """The token's entry in the vocabulary."""
+        return str(self._tokenizer.id_to_token(token_id))
+
+    def _check(self, base_size: int, origin: str | Path) -> None:
+        added = self._tokenizer.get_added_tokens_decoder()
+        for token_id in self.control_ids:
+            token = self.name(token_id)
+            if token_id not in added or not added[token_id].special:
+                raise ConfigError(f"{token} is not marked special, so text could forge it", on=origin)
+            if token_id in self.encode([token])[0]:
+                raise ConfigError(f"the text {token} encodes to its control id", on=origin)
+        if base_size == NEOX_20B_SIZE:
+            wrong = {
+                token: found
+                for token, expected in NEOX_20B_IDS.items()
+                if (found := self._tokenizer.token_to_id(token)) != expected
+            }
+            if wrong:
+                raise ConfigError(f"control ids {wrong}, expected {NEOX_20B_IDS}", on=origin)

@@ -1,0 +1,220 @@
+"""The `sft` command: what it offers, and which function does it. Nothing heavy is imported before it is needed."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sft.errors import ConfigError, SftError
+from sft.version import VERSION
+
+EXIT_CODES = (
+    "exit codes: 0 done, 65 bad data, 70 numerics, 71 peer or cluster, 74 storage, "
+    "75 stopped on purpose (run again), 78 bad config, 1 bug"
+)
+SETTINGS_HELP = "key=value settings win over the file, such as out=runs/first optimizer.lr=1e-5"
+# A path may hold a `=` as well, but only behind a slash.
+SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code says how it ended (see sft/errors.py)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parse(words)
+        options.run(options)
+    except SftError as error:
+        print(f"sft: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("sft: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        sys.stderr.close()
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, hint=f"{self.prog} --help")
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Options and, apart from them, the settings, which may stand anywhere on the line."""
+    settings = [word for word in words if SETTING.match(word)]
+    options = _parser().parse_args([word for word in words if not SETTING.match(word)])
+    if settings and not options.takes_settings:
+        raise ConfigError(f"sft {options.command} takes no settings, got {settings[0]}")
+    options.settings = settings
+    return options
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="sft", description="Supervised fine-tuning that reproduces StableLM-Tuned-Alpha.", epilog=EXIT_CODES
+    )
+    parser.add_argument("--version", action="version", version=f"sft {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str, *, settings: bool) -> _Parser:
+        epilog = SETTINGS_HELP if settings else None
+        added: _Parser = commands.add_parser(name, help=text, description=text, epilog=epilog)
+        added.set_defaults(run=run, takes_settings=settings)
+        if settings:
+            added.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
+        return added
+
+    demo = command("demo", _demo, "the whole pipeline on bundled samples, with a tiny model", settings=False)
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="new folder for everything that it makes")
+
+    build = command("build", _build, "raw files to packed shards", settings=True)
+    build.add_argument("mixture", type=Path, help="such as data_recipes/mixtures/stablelm_tuned_alpha.yaml")
+
+    inspect = command("inspect", _inspect, "look at packs: roles, loss, documents, lineage", settings=False)
+    inspect.add_argument("shards", type=Path, help="folder made by sft build")
+    inspect.add_argument("--split", default="train", help="train or valid")
+    inspect.add_argument("--pack", type=int, help="show this pack, counted from 0")
+    inspect.add_argument("--trace", type=int, metavar="TOKEN", help="show where this token of the pack came from")
+
+    verify = command("verify", _verify, "hashes, schema and supervision contract", settings=False)
+    verify.add_argument("folder", type=Path, help="shards, a checkpoint or a run folder")
+
+    train = command("train", _train, "train, or go on if the run folder holds this run", settings=True)
+    train.add_argument("config", type=Path, help="such as configs/tiny_cpu.yaml")
+
+    evaluate = command("eval", _eval, "held-out loss per source and answers to fixed prompts", settings=True)
+    evaluate.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+
+    chat = command("chat", _chat, "talk to a checkpoint", settings=True)
+    chat.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
+
+    export = command("export", _export, "a Hugging Face folder for transformers, vLLM and lm-eval", settings=True)
+    export.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
+    export.add_argument("out", type=Path, help="new folder to write")
+    return parser
+
+
+CHECKPOINT_HELP = "checkpoint, run folder (its newest checkpoint) or exported folder"
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from sft.demo import demo
+
+    demo(options.out)
+
+
+def _build(options: argparse.Namespace) -> None:
+    from sft.data.recipes import load_mixture, recipes_dir
+
+    loaded = load_mixture(options.mixture, options.settings)
+    if _printed(options, loaded):
+        return
+    from rich.console import Console
+
+    from sft.data.build import build
+    from sft.data.inspect import overview
+
+    shards = build(loaded.config, recipes_dir(options.mixture))
+    overview(shards.folder, Console())
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sft.data import inspect
+
+    console = Console()
+    if options.trace is not None:
+        inspect.trace(options.shards, options.split, options.pack or 0, options.trace, console)
+    elif options.pack is not None:
+        inspect.show_pack(options.shards, options.split, options.pack, console)
+    else:
+        inspect.overview(options.shards, console)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from sft.storage.manifest import manifest_kind
+
+    folder = options.folder
+    if manifest_kind(folder) == "shards":
+        from sft.data.verify import verify
+
+        print(f"{folder}: {verify(folder)}")
+        return
+    from sft.evals.load import find
+    from sft.train.checkpoint import require_whole
+
+    folder = find(folder)
+    state = require_whole(folder)
+    print(f"{folder}: a whole checkpoint of step {state.step}, every hash true")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from sft.config import TrainConfig
+    from sft.settings import load, read_arguments, read_yaml
+
+    loaded = load(TrainConfig, [read_yaml(options.config), read_arguments(options.settings)])
+    if _printed(options, loaded):
+        return
+    from sft.train.loop import train
+
+    train(loaded.config)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from sft.config import EvalConfig
+
+    loaded = _from_arguments(EvalConfig, options)
+    if _printed(options, loaded):
+        return
+    from rich.console import Console
+
+    from sft.evals.evaluate import evaluate
+
+    evaluate(options.checkpoints, loaded.config, Console())
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from sft.config import ChatConfig
+
+    loaded = _from_arguments(ChatConfig, options)
+    if _printed(options, loaded):
+        return
+    from rich.console import Console
+
+    from sft.evals.talk import talk
+
+    talk(options.checkpoint, loaded.config, Console())
+
+
+def _export(options: argparse.Namespace) -> None:
+    from sft.config import ExportConfig
+
+    loaded = _from_arguments(ExportConfig, options)
+    if _printed(options, loaded):
+        return
+    from sft.evals.load import find
+    from sft.export.huggingface import export
+
+    export(find(options.checkpoint), options.out, loaded.config)
+
+
+def _from_arguments(schema: type[Any], options: argparse.Namespace) -> Any:
+    from sft.settings import load, read_arguments
+
+    return load(schema, [read_arguments(options.settings)])
+
+
+def _printed(options: argparse.Namespace, loaded: Any) -> bool:
+    """Print the resolved settings if that is all that was asked for."""
+    if options.print_config:
+        from sft.settings import describe
+
+        print(describe(loaded))
+    return bool(options.print_config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What became of every raw row, and when a source is too bad to go on."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sft.chat.conversation import DAMAGE
+from sft.config import SourceConfig
+from sft.data.worker import ChunkResult
+from sft.errors import DataError
+
+
+@dataclass
+class SourceCounts:
+    """The rows of one source.
+
+    Invariant: rows_read = rows_skipped + rows_kept + rows_dropped.
+    """
+
+    rows_read: int = 0
+    rows_skipped: int = 0
+    """Left out by the source's weight."""
+    rows_kept: int = 0
+    """At least one document came of the row."""
+    truncated: int = 0
+    """Conversations cut at seq_len, without an end."""
+    split: int = 0
+    """Conversations cut into several pieces at turn boundaries."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Dropped rows, and dropped pieces of kept rows, by reason."""
+    num_damaged: int = 0
+    first_damaged: str = ""
+
+    @property
+    def rows_dropped(self) -> int:
+        return self.rows_read - self.rows_skipped - self.rows_kept
+
+    def add(self, result: ChunkResult) -> None:
+        """Count a chunk."""
+        rows, pieces = np.unique(result.documents["row"], return_counts=True)
+        self.rows_read += result.num_rows
+        self.rows_skipped += result.num_skipped
+        self.rows_kept += len(rows)
+        self.split += int((pieces > 1).sum())
+        self.truncated += result.num_truncated
+        for item in result.rejected:
+            self.reasons[item.reason.value] += 1
+            if item.reason in DAMAGE:
+                self.num_damaged += 1
+                self.first_damaged = (
+                    self.first_damaged or f"{result.file}, row {item.row}: {item.reason}, {item.detail}"
+                )
+
+
+def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:
+    """Stop if so much of a source is damaged or dropped that its recipe no longer fits it.
+
+    Raises: DataError with the counts by reason.
+    """
+    used = counts.rows_kept + counts.rows_dropped
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.reasons.most_common())
+    if used and counts.num_damaged / used > source.max_damaged_share:
+        raise DataError(
+            f"source {name}: {counts.num_damaged} of {used} rows are unreadable; first {counts.first_damaged}",
+            hint=f"repair the file, or allow it with sources.{name}.max_damaged_share=…",
+        )
+    if used and not counts.rows_kept:
+        raise DataError(f"source {name}: every row was dropped ({reasons})", hint="is it the right file?")
+    if used and counts.rows_dropped / used > source.max_drop_share:
+        raise DataError(
+            f"source {name}: {counts.rows_dropped} of {used} rows were dropped ({reasons}), "
+            f"more than its recipe expects (max_drop_share={source.max_drop_share})",
+            hint=f"look at the rows, or allow it with sources.{name}.max_drop_share=…",
+        )

@@ -1,0 +1,69 @@
+"""Mixture file + recipe folders → BuildConfig, and a recipe's convert function."""
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sft.chat.conversation import Conversation, Drop
+from sft.config import BuildConfig
+from sft.errors import ConfigError
+from sft.settings import Layer, Loaded, load, read_arguments, read_yaml
+from sft.storage.manifest import file_sha256
+
+Convert = Callable[[Mapping[str, object]], Conversation | Drop]
+
+RECIPE, CONVERT = "recipe.yaml", "convert.py"
+
+
+def recipes_dir(mixture: Path) -> Path:
+    """The folder of the recipes that a mixture names: the one above its own."""
+    return mixture.resolve().parent.parent
+
+
+def load_mixture(mixture: Path, arguments: Sequence[str]) -> Loaded[BuildConfig]:
+    """The resolved build config: recipes first, then the mixture, then the command line.
+
+    Raises: ConfigError for unknown sources or keys and for wrong values, all listed together.
+    """
+    chosen, typed = read_yaml(mixture), read_arguments(arguments)
+    names = chosen.values.get("sources")
+    if not isinstance(names, Mapping) or not names:
+        raise ConfigError("expected sources: by name", on=mixture, hint="see data_recipes/mixtures/ for examples")
+    extra = typed.values.get("sources", {})
+    recipes = [
+        _recipe_layer(recipes_dir(mixture), str(name)) for name in [*names, *(n for n in extra if n not in names)]
+    ]
+    # A source with nothing to override is written as `alpaca:` or `alpaca: {}`.
+    sources = {name: overrides or {} for name, overrides in names.items()}
+    return load(BuildConfig, [*recipes, Layer(chosen.origin, {**chosen.values, "sources": sources}), typed])
+
+
+def load_converter(folder: Path) -> Convert:
+    """The `convert` function of a recipe folder."""
+    path = folder / CONVERT
+    spec = importlib.util.spec_from_file_location(f"recipe_{folder.name}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"has no {CONVERT}", on=folder, hint="see data_recipes/README.md, adding a source")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    convert: Convert | None = getattr(module, "convert", None)
+    if convert is None:
+        raise ConfigError("defines no function convert(row)", on=path)
+    return convert
+
+
+def recipe_digests(folder: Path) -> dict[str, str]:
+    """The sha256 of the files that decide what a recipe makes of a row."""
+    return {name: file_sha256(folder / name) for name in (RECIPE, CONVERT)}
+
+
+def _recipe_layer(folder: Path, name: str) -> Layer:
+    path = folder / name / RECIPE
+    if not path.is_file():
+        known = sorted(place.parent.name for place in folder.glob(f"*/{RECIPE}"))
+        near = difflib.get_close_matches(name, known, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise ConfigError(f"no recipe for source {name!r}; {advice}", on=folder)
+    layer = read_yaml(path)
+    return Layer(layer.origin, {"sources": {name: layer.values}})

@@ -1,0 +1,132 @@
+"""`sft eval`: held-out loss per source and answers to fixed prompts, as JSON and as a table."""
+
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sft.chat.template import CARD_SYSTEM_PROMPT
+from sft.config import EvalConfig
+from sft.data.shards import Shards
+from sft.errors import ConfigError
+from sft.evals.load import Loaded, load
+from sft.evals.samples import samples
+from sft.storage.publish import write_text
+from sft.train.precision import autocast
+from sft.train.validate import SourceLoss, held_out_loss
+from sft.train.world import choose_device
+from sft.version import VERSION
+
+
+def evaluate(checkpoints: Sequence[Path], config: EvalConfig, console: Console) -> Path:
+    """Evaluate the checkpoints one after the other, print a table for each and write one JSON file."""
+    device = choose_device(config.device)
+    results = []
+    for path in checkpoints:
+        loaded = load(path, device)
+        result = _evaluate(loaded, config, device)
+        show(result, console)
+        results.append(result)
+    out = Path(config.out) if config.out else _default_out(checkpoints[0])
+    write_text(out, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    console.print(f"written to {out}", highlight=False)
+    return out
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print one checkpoint's result."""
+    console.print(f"[bold]{result['checkpoint']}[/], step {result['step']}", highlight=False)
+    if result["losses"]:
+        shards = result["shards"]
+        title = f"{shards['name']}, {shards['split']} split, {shards['packs']} packs"
+        table = Table("source", "loss", "perplexity", "token accuracy", "tokens", title=title, title_justify="left")
+        for name, values in result["losses"].items():
+            perplexity, accuracy = f"{values['perplexity']:,.2f}", f"{values['accuracy']:.2%}"
+            table.add_row(name, f"{values['loss']:.4f}", perplexity, accuracy, f"{values['tokens']:,}")
+        console.print(table)
+    for sample in result["samples"]:
+        console.print(f"[cyan]{sample['prompt']}[/]", highlight=False)
+        console.print(f"  {sample['answer'].strip() or '(nothing)'}", markup=False, highlight=False, style="green")
+
+
+def _evaluate(loaded: Loaded, config: EvalConfig, device: torch.device) -> dict[str, Any]:
+    shards = _shards(loaded, config)
+    measured = dict(_losses(loaded, shards, config, device)) if shards else {}
+    packs = len(shards.split(config.split)) if shards else 0
+    with torch.inference_mode(), autocast(device, config.precision):
+        answers = list(samples(loaded, config.prompts, config.system or CARD_SYSTEM_PROMPT, config.generation))
+    return {
+        "checkpoint": str(loaded.folder),
+        "step": loaded.state.step if loaded.state else None,
+        "shards": shards
+        and {
+            "name": shards.manifest["name"],
+            "content_digest": shards.manifest["content_digest"],
+            "split": config.split,
+            "packs": packs if config.max_packs is None else min(packs, config.max_packs),
+        },
+        "losses": measured,
+        "samples": [asdict(sample) for sample in answers],
+        "generation": asdict(config.generation),
+        "precision": config.precision,
+        "device": str(device),
+        "versions": {"sft": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _losses(
+    loaded: Loaded, shards: Shards, config: EvalConfig, device: torch.device
+) -> Iterator[tuple[str, dict[str, float]]]:
+    losses: dict[str, SourceLoss] = held_out_loss(
+        loaded.model,
+        shards.split(config.split),
+        shards.documents,
+        max_packs=config.max_packs,
+        micro_batch_packs=config.micro_batch_packs,
+        autocast=lambda: autocast(device, config.precision),
+    )
+    for name, value in losses.items():
+        if value.num_tokens:
+            yield (
+                name,
+                {
+                    "loss": value.loss,
+                    "perplexity": value.perplexity,
+                    "accuracy": value.accuracy,
+                    "tokens": value.num_tokens,
+                },
+            )
+
+
+def _shards(loaded: Loaded, config: EvalConfig) -> Shards | None:
+    """The shards to measure on: those asked for, or those that the checkpoint was trained on.
+
+    Raises: ConfigError if they were made with another tokenizer, or are not where they were.
+    """
+    if config.shards:
+        shards = Shards.open(Path(config.shards))
+    elif loaded.state is None:
+        return None
+    else:
+        shards = Shards.open(Path(str(loaded.state.config["shards"])))
+        if shards.manifest["content_digest"] != loaded.state.shards["content_digest"]:
+            raise ConfigError(
+                "not the build that this checkpoint was trained on", on=shards.folder, hint="set shards=…"
+            )
+    if shards.manifest["tokenizer"]["sha256"] != loaded.tokenizer.sha256:
+        raise ConfigError("made with another tokenizer than the checkpoint's", on=shards.folder, hint="set shards=…")
+    return shards
+
+
+def _default_out(path: Path) -> Path:
+    if (path / "checkpoints").is_dir():
+        return path / "eval.json"
+    if path.parent.name == "checkpoints":
+        return path.parent.parent / f"eval-{path.name}.json"
+    return path.parent / f"{path.name}-eval.json"
