@@ -1,0 +1,193 @@
+"""GPT-NeoX in plain PyTorch: every block adds attention and MLP, side by side, to the residual stream.
+
+The input is a flat row of packed documents, without a batch dimension. Parameters have the names that
+Hugging Face GPT-NeoX folders have on disk, so nothing is ever renamed.
+
+Shape letters: T tokens, D width of the residual stream, H heads, E dimensions per head, R rotated ones among
+them, F width of the MLP, V vocabulary rows, P positions.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from torch.utils.checkpoint import checkpoint
+
+from sft.config import ModelConfig
+from sft.errors import DataError
+from sft.model.attention import Documents, attend, attend_to_cache
+from sft.model.cache import KVCache
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine for each token, both of shape (T, 1, 1, R / 2), fp32."""
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions on the first R dimensions of each head."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None) -> Tensor:
+        # The fused weight holds q, k and v of the first head, then those of the second, and so on.
+        qkv_TH3E = self.query_key_value(x_TD).view(x_TD.shape[0], -1, 3, self.head_dim)
+        q_THE, k_THE = rotate(qkv_TH3E[:, :, :2], rotation).unbind(2)
+        v_THE = qkv_TH3E[:, :, 2]
+        if cache is None:
+            out_THE = attend(q_THE, k_THE, v_THE, documents)
+        else:
+            out_THE = attend_to_cache(q_THE, *cache.append(self.layer, k_THE, v_THE))
+        out_TD: Tensor = self.dense(out_THE.reshape(x_TD.shape))
+        return out_TD
+
+
+class MLP(nn.Module):
+    """Two linear layers around the exact (erf) GELU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        out_TD: Tensor = self.dense_4h_to_h(gelu(self.dense_h_to_4h(x_TD)))
+        return out_TD
+
+
+class Block(nn.Module):
+    """One layer; attention and MLP both read the block's input."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None) -> Tensor:
+        attention_TD: Tensor = self.attention(self.input_layernorm(x_TD), rotation, documents, cache)
+        mlp_TD: Tensor = self.mlp(self.post_attention_layernorm(x_TD))
+        return x_TD + attention_TD + mlp_TD  # in this order, both sums are fp32 under autocast
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks and the final layer norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+
+class NeoX(nn.Module):
+    """A GPT-NeoX language model; `activation_checkpointing` recomputes each block in the backward pass."""
+
+    def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.gpt_neox = Trunk(config)
+        self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix that turns hidden states into logits.
+
+        Shapes: (V, D).
+        """
+        return self.embed_out.weight
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Scores of every vocabulary row as the next token.
+
+        Shapes: (T, D) → (T, V).
+        """
+        logits_TV: Tensor = self.embed_out(hidden_TD)
+        return logits_TV
+
+    def forward(self, input_ids_T: Tensor, documents: Documents, cache: KVCache | None = None) -> Tensor:
+        """Hidden states after the final layer norm; with a cache, the tokens continue the sequence in it.
+
+        Shapes: (T,) → (T, D).
+        Raises: DataError if the documents do not cover the tokens or are longer than the model's positions.
+        """
+        num_before = cache.num_tokens if cache is not None else 0
+        self._check(input_ids_T, documents, num_before)
+        rotation = rotary_table(self.config, documents.positions_T.device)
+        cos, sin = (table_PR[documents.positions_T + num_before][:, None, None] for table_PR in rotation)
+        x_TD = self.gpt_neox.embed_in(input_ids_T)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for block in self.gpt_neox.layers:
+            if recompute:
+                # No block draws random numbers, so their state need not be kept for the second pass.
+                x_TD = checkpoint(
+                    block, x_TD, (cos, sin), documents, cache, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_TD = block(x_TD, (cos, sin), documents, cache)
+        if cache is not None:
+            cache.advance(documents.num_tokens)
+        hidden_TD: Tensor = self.gpt_neox.final_layer_norm(x_TD)
+        return hidden_TD
+
+    def _check(self, input_ids_T: Tensor, documents: Documents, num_before: int) -> None:
+        if documents.num_tokens != input_ids_T.shape[0]:
+            raise DataError(f"documents of {documents.num_tokens} tokens for a row of {input_ids_T.shape[0]}")
+        longest, limit = num_before + documents.max_len, self.config.max_positions
+        if longest > limit:
+            raise DataError(f"a document of {longest} tokens for a model with {limit} positions")
+
+
+def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the pairs (i, i + R/2) of the first R dimensions by their angles, in fp32, and leave the rest."""
+    cos, sin = rotation
+    half = cos.shape[-1]
+    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+    turned = (first * cos - second * sin, second * cos + first * sin)  # fp32 tables make these products fp32
+    return torch.cat((*(part.to(heads.dtype) for part in turned), rest), dim=-1)
+
+
+@lru_cache(maxsize=8)
+def rotary_table(config: ModelConfig, device: torch.device) -> Rotation:
+    """Cosine and sine of every position's angles.
+
+    Shapes: two of (P, R / 2), fp32.
+    """
+    # A table first made while generating must not be an inference tensor: training reads the same one.
+    with torch.inference_mode(False):
+        exponents_R = torch.arange(0, config.rotary_dims, 2, dtype=torch.float32, device="cpu") / config.rotary_dims
+        positions_P = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
+        angles_PR = positions_P[:, None] * (1.0 / config.rotary_base**exponents_R)
+        return angles_PR.cos().to(device), angles_PR.sin().to(device)
+
+
+def build(config: ModelConfig, device: torch.device | str) -> NeoX:
+    """A model whose fp32 weights are reserved but not filled: initialise or load them next."""
+    with torch.device("meta"):
+        model = NeoX(config)
+    return model.to_empty(device=device)
+
+
+@torch.no_grad()
+def initialise(model: NeoX, generator: torch.Generator) -> None:
+    """Fill the weights for training from scratch: the same numbers for the same CPU generator, on any device.
+
+    Biases are 0, norms 1, weights normal. The two layers that write to the residual stream start smaller by
+    √(2 · layers), the number of such writes, so that its size does not grow with depth.
+    """
+    std = model.config.initializer_range
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            writes = name.endswith(("attention.dense.weight", "mlp.dense_4h_to_h.weight"))
+            scale = std / (2 * model.config.num_layers) ** 0.5 if writes else std
+            fresh = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            parameter.copy_(fresh.normal_(0.0, scale, generator=generator))
