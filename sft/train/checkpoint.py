@@ -1,0 +1,192 @@
+"""Checkpoints: published as a whole, loaded only if every hash is true, set aside if not.
+
+A checkpoint is a Hugging Face folder with fp32 weights, plus tokenizer.json, optimizer.safetensors, state.json and
+the manifest. Its name gives its step, and the step alone decides which one is the newest.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from sft.errors import DataError, StorageError
+from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest
+from sft.storage.publish import STAGING_PREFIX, staged, write_text
+from sft.train.health import Counts
+from sft.train.identity import Identity
+
+KIND = "checkpoint"
+SCHEMA_VERSION = 1
+STATE = "state.json"
+BAD_PREFIX, TRASH_PREFIX = ".bad-", ".trash-"
+FREE_SPACE_FACTOR = 1.3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint knows besides tensors."""
+
+    step: int
+    """Optimizer steps done."""
+    position: int
+    """Packs consumed, repeats of later epochs counted."""
+    epoch: float
+    counts: Counts
+    identity: Identity
+    config: dict[str, Any]
+    """The resolved config of the process that saved it."""
+    shards: dict[str, Any]
+    """Name, content digest, sources and licences of the build it was trained on."""
+    engine: dict[str, Any]
+    rng: dict[str, str]
+    """State of PyTorch's random generators by device, as hex digits."""
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "State":
+        """The state of a checkpoint."""
+        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return cls(**{**values, "counts": Counts(**values["counts"])})
+
+    def write(self, folder: Path) -> None:
+        """Put state.json into the folder."""
+        write_text(folder / STATE, json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n")
+
+
+def checkpoint_path(checkpoints: Path, step: int) -> Path:
+    """The folder that holds, or will hold, the checkpoint of a step."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def publish(checkpoints: Path, step: int, num_bytes: int, write: Callable[[Path], None]) -> Path:
+    """Make the checkpoint of a step out of the files that `write` puts into a folder.
+
+    Raises: StorageError if it exists, the disk is too full for num_bytes, or writing fails; nothing is left then.
+    """
+    final = checkpoint_path(checkpoints, step)
+    _require_space(checkpoints, num_bytes)
+    with contextlib.suppress(OSError):
+        final.rmdir()  # an empty folder is nobody's checkpoint; any other stays and is refused below
+    with staged(final) as folder:
+        try:
+            write(folder)
+            write_manifest(folder, KIND, SCHEMA_VERSION, {"step": step})
+        except (SafetensorError, RuntimeError) as error:  # how the writers of tensors report a refusing disk
+            raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
+    return final
+
+
+def newest_whole(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose files are all as published; damaged ones on the way are renamed with a warning.
+
+    Raises: StorageError if one was written by a newer version of this program.
+    """
+    for folder in published(checkpoints):
+        problems = list(damage(folder))
+        if not problems:
+            return folder
+        aside = _set_aside(folder)
+        log.warning("%s is damaged (%s): kept as %s, trying the one before", folder, "; ".join(problems), aside.name)
+    return None
+
+
+def require_whole(folder: Path) -> State:
+    """The state of a checkpoint that is to be evaluated or exported.
+
+    Raises: StorageError if it is no checkpoint, or not as it was published.
+    """
+    problems = list(damage(folder))
+    if problems:
+        raise StorageError(f"not a whole checkpoint: {'; '.join(problems)}", on=folder, hint="take another one")
+    return State.read(folder)
+
+
+def damage(folder: Path) -> Iterator[str]:
+    """One sentence for everything that is wrong with a checkpoint.
+
+    Raises: StorageError if it was written by a newer version of this program, which is not damage.
+    """
+    try:
+        manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
+    except DataError as error:
+        _refuse_newer(folder)
+        yield error.what
+        return
+    try:
+        yield from damaged_files(folder, manifest)
+    except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
+        yield f"{MANIFEST}: {broken!r}"
+
+
+def published(checkpoints: Path) -> list[Path]:
+    """Every folder under a checkpoint's final name, the newest step first."""
+    folders = [path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name)]
+    return sorted(folders, key=lambda path: path.name, reverse=True)
+
+
+def has_bad(checkpoints: Path) -> bool:
+    """True if a damaged checkpoint was set aside here."""
+    return any(checkpoints.glob(f"{BAD_PREFIX}*"))
+
+
+def retire(checkpoints: Path, num_kept: int) -> None:
+    """Delete all but the newest checkpoints; what cannot be deleted costs space, never the run."""
+    whole = [folder for folder in published(checkpoints) if (folder / MANIFEST).is_file()]
+    for folder in whole[num_kept:]:
+        trash = folder.with_name(f"{TRASH_PREFIX}{folder.name}")
+        try:
+            folder.rename(trash)  # from now on nobody takes it for a checkpoint, however far the deletion gets
+            shutil.rmtree(trash)
+        except OSError as error:
+            log.warning("%s cannot be deleted: %s", folder, error)
+
+
+def clean(checkpoints: Path) -> None:
+    """Delete what killed processes left behind: half-written and half-deleted checkpoints."""
+    for prefix in (STAGING_PREFIX, TRASH_PREFIX):
+        for folder in checkpoints.glob(f"{prefix}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_space(checkpoints: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(checkpoints).free
+    needed = int(FREE_SPACE_FACTOR * num_bytes)
+    if free < needed:
+        raise StorageError(
+            f"{free / 1e9:.1f} GB free, a checkpoint needs {needed / 1e9:.1f} GB",
+            on=checkpoints,
+            hint="make room, or lower keep_checkpoints",
+        )
+
+
+def _refuse_newer(folder: Path) -> None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["schema_version"] if manifest["kind"] == KIND else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise StorageError(
+            f"schema version {version}, this program reads {SCHEMA_VERSION}",
+            on=folder,
+            hint="use the version of sft that wrote it",
+        )
+
+
+def _set_aside(folder: Path) -> Path:
+    names = (f"{BAD_PREFIX}{folder.name}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+    aside = next(path for path in map(folder.with_name, names) if not path.exists())
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        raise StorageError(f"is damaged and cannot be set aside: {error}", on=folder) from error

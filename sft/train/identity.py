@@ -1,0 +1,40 @@
+"""What makes a run this run: the settings, shards and tokenizer that may not change between its parts."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sft.config import TrainConfig
+from sft.data.shards import Shards
+
+Identity = dict[str, Any]
+"""Setting or input by its dotted name; JSON values only."""
+
+
+def identity(config: TrainConfig, shards: Shards) -> Identity:
+    """Everything that decides which weights the run ends with."""
+    inputs = {
+        "shards (content digest)": shards.manifest["content_digest"],
+        "tokenizer (sha256)": shards.manifest["tokenizer"]["sha256"],
+    }
+    same_after_json: Identity = json.loads(json.dumps(dict(_fixed_settings(config, "")) | inputs))
+    return same_after_json
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for every entry that is not the same, with both values."""
+    return [
+        f"{name}: was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _fixed_settings(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fixed_settings(value, f"{prefix}{field.name}.")
+        elif field.metadata.get("resume_fixed"):
+            yield f"{prefix}{field.name}", value

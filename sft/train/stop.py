@@ -1,0 +1,74 @@
+"""Three ways to ask a run to stop: a signal, a file named STOP in its folder, the end of its job's time.
+
+All of them only set a flag, which the loop reads between two steps: nothing is ever saved inside a handler.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from sft.errors import ConfigError
+
+STOP_FILE = "STOP"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+Clock = Callable[[], float]
+
+
+class Stop:
+    """Knows whether, and why, the run should stop."""
+
+    def __init__(self, run_folder: Path, deadline_s: float = math.inf, clock: Clock = time.monotonic) -> None:
+        self._file, self._deadline_s, self._clock = run_folder / STOP_FILE, deadline_s, clock
+        self._signal: str | None = None
+
+    def reason(self) -> str | None:
+        """Why to stop now, or None."""
+        if self._signal:
+            return f"received {self._signal}"
+        if self._file.exists():
+            return f"found {self._file}"
+        return "the job's time is nearly up" if self._clock() >= self._deadline_s else None
+
+    def clear_file(self) -> None:
+        """Take the STOP file away once it is obeyed, so that the next start goes on."""
+        self._file.unlink(missing_ok=True)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take signals as wishes to stop while the block runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python lets only the main thread install handlers
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number).name
+        if number == signal.SIGINT:  # a person who presses Ctrl-C twice will not wait for a checkpoint
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def job_deadline(
+    environ: Mapping[str, str], margin_s: float, *, clock: Clock = time.monotonic, wall_clock: Clock = time.time
+) -> float:
+    """The time on `clock` at which to stop because the SLURM job ends soon; infinity without a known end.
+
+    The wall clock is read once: later corrections of it neither stop the run nor keep it going.
+    """
+    end = environ.get("SLURM_JOB_END_TIME")
+    if end is None:
+        return math.inf
+    try:
+        return clock() + float(end) - wall_clock() - margin_s
+    except ValueError:
+        raise ConfigError(f"SLURM_JOB_END_TIME={end!r}: expected seconds since 1970") from None

@@ -1,0 +1,95 @@
+"""Held-out loss, attributed to the source that each document came from.
+
+T = tokens of the batch, S = supervised ones among them, D = documents.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sft.data.loader import IGNORE, Batch, micro_batches
+from sft.data.shards import DocumentTable, Split
+from sft.model.attention import Documents
+from sft.model.loss import token_losses
+from sft.model.neox import NeoX
+
+ALL = "all"
+"""The entry that sums up every source."""
+LARGEST_LOSS = 700.0
+"""A larger one has no perplexity that a float could hold."""
+
+
+@dataclass(frozen=True)
+class SourceLoss:
+    """How well the supervised tokens of one source were predicted."""
+
+    nll_sum: float
+    num_tokens: int
+    num_correct: int
+    """Tokens that were the likeliest one."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per supervised token, in nats."""
+        return self.nll_sum / self.num_tokens if self.num_tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, LARGEST_LOSS))
+
+    @property
+    def accuracy(self) -> float:
+        return self.num_correct / self.num_tokens if self.num_tokens else math.nan
+
+
+@torch.inference_mode()
+def held_out_loss(
+    model: NeoX,
+    split: Split,
+    documents: DocumentTable,
+    *,
+    max_packs: int | None,
+    micro_batch_packs: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> dict[str, SourceLoss]:
+    """The loss on the first packs of a split, for each source that occurs in them and for all together."""
+    num_sources = len(documents.sources)
+    sums = np.zeros((3, num_sources))
+    packs = range(len(split) if max_packs is None else min(max_packs, len(split)))
+    for batch in micro_batches(split, packs, micro_batch_packs):
+        nll_S, correct_S = _measure(model, batch, autocast)
+        source_S = _sources(batch, documents)
+        for row, weights in enumerate((nll_S, np.ones(len(nll_S)), correct_S)):
+            sums[row] += np.bincount(source_S, weights, minlength=num_sources)
+    losses = {
+        name: SourceLoss(float(nll), int(tokens), int(correct))
+        for name, (nll, tokens, correct) in zip(documents.sources, sums.T, strict=True)
+        if tokens
+    }
+    nll, tokens, correct = sums.sum(axis=1)
+    return {**losses, ALL: SourceLoss(float(nll), int(tokens), int(correct))}
+
+
+def _measure(
+    model: NeoX, batch: Batch, autocast: Callable[[], AbstractContextManager[object]]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Loss of each supervised token, and whether it was the likeliest."""
+    device = model.head_weight.device
+    input_ids_T, targets_T = (torch.from_numpy(array).to(device) for array in (batch.input_ids_T, batch.targets_T))
+    with autocast():
+        hidden_TD = model(input_ids_T, Documents.of(batch.doc_lengths, device))
+        nll_S, correct_S = token_losses(hidden_TD, model.head_weight, targets_T)
+    return nll_S.double().cpu().numpy(), correct_S.cpu().numpy()
+
+
+def _sources(batch: Batch, documents: DocumentTable) -> NDArray[np.int64]:
+    """Source number of each supervised token."""
+    source_D = np.asarray(documents.source, np.int64)[list(batch.doc_ids)]
+    is_supervised_T = batch.targets_T != IGNORE
+    source_S: NDArray[np.int64] = np.repeat(source_D, batch.doc_lengths)[is_supervised_T]
+    return source_S
