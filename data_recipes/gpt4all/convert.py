@@ -1,0 +1,26 @@
+"""GPT4All: a prompt and GPT-3.5-Turbo's response; in the J set a response may hold further turns."""
+
+import re
+from collections.abc import Mapping
+
+from sft.chat.conversation import Conversation, Drop, Message, from_turns, text_columns, wrong_schema
+
+# The J set ends a turn by "</s>" and a blank line. `</s>` alone is also HTML's end of struck-out text.
+_TURN_END = re.compile(r"</s>[ \t]*\n\s*\n|</s>\Z")
+
+
+def convert(row: Mapping[str, object]) -> Conversation | Drop:
+    """The prompt, the response, and every whole exchange that the response goes on with."""
+    columns = text_columns(row, "prompt", "response", "source")
+    if columns is None:
+        return wrong_schema(row, "prompt, response and source as text")
+    prompt, response, _ = columns
+    answer, *rest = [response] if "<s>" in response else _TURN_END.split(response)
+    turns = [Message("user", prompt), Message("assistant", answer.strip())]
+    for piece in rest:
+        user, _, assistant = (part.strip() for part in piece.strip().partition("\n"))
+        # A piece that is no whole exchange ends the conversation; what stands before it stays.
+        if not (user and assistant):
+            break
+        turns += [Message("user", user), Message("assistant", assistant)]
+    return from_turns(turns)
