@@ -46,14 +46,21 @@ def progress(
 
 
 def _plain(title: str, total: int | None, unit: str, start: int, clock: Callable[[], float]) -> Advance:
-    done, last = start, clock()
+    done, started_s, shown_s = start, clock(), clock()
 
     def advance(count: int, remark: str) -> None:
-        nonlocal done, last
+        nonlocal done, shown_s
         done += count
-        if clock() - last >= PLAIN_INTERVAL_S or done == total:
-            last = clock()
+        if clock() - shown_s >= PLAIN_INTERVAL_S or done == total:
+            shown_s = clock()
             share = f"{done}/{total}" if total else f"{done}"
-            print(f"{title}: {share} {unit} {remark}".rstrip(), file=sys.stderr, flush=True)
+            left = _time_left(total - done, (clock() - started_s) / max(1, done - start)) if total else ""
+            print(f"{title}: {share} {unit} {remark}{left}".rstrip(), file=sys.stderr, flush=True)
 
     return advance
+
+
+def _time_left(num_left: int, each_s: float) -> str:
+    minutes, seconds = divmod(round(num_left * each_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f" · {hours}:{minutes:02d}:{seconds:02d} left" if num_left else ""

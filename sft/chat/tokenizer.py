@@ -4,14 +4,14 @@ Text can never become a control token: control ids are inserted by number, and e
 special-token splitting on, so that `<|USER|>` inside a text stays a run of ordinary characters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from sft.errors import ConfigError
 from sft.storage.manifest import text_sha256
@@ -130,3 +130,22 @@ class ChatTokenizer:
             }
             if wrong:
                 raise ConfigError(f"control ids {wrong}, expected {NEOX_20B_IDS}", on=origin)
+
+
+def train_tokenizer(texts: Iterable[str], num_ids: int) -> ChatTokenizer:
+    """A small byte-level BPE tokenizer of the same form, for models that are too small for 50,000 tokens.
+
+    Invariant: at most `num_ids` ids, the three tags included; equal texts give an equal tokenizer.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_ids - len(TAGS),
+        special_tokens=[END, PADDING],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return ChatTokenizer(tokenizer)

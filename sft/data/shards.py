@@ -16,7 +16,7 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import Manifest, damaged_files, read_manifest, require_sizes
+from sft.storage.manifest import Manifest, damaged_files, read_manifest
 
 KIND = "shards"
 SCHEMA_VERSION = 1
@@ -166,8 +166,7 @@ class Shards:
         Raises: DataError if a file is missing, cut or changed.
         """
         manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
-        require_sizes(folder, manifest)
-        damaged = list(damaged_files(folder, manifest)) if check_hashes else []
+        damaged = list(damaged_files(folder, manifest, check_hashes=check_hashes))
         if damaged:
             raise DataError(
                 f"changed after the build: {'; '.join(damaged)}", on=folder, hint="restore the files or build again"
