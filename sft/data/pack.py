@@ -39,7 +39,7 @@ class _Stock:
         by_length = np.argsort(lengths, kind="stable")
         groups = np.split(by_length, np.flatnonzero(np.diff(lengths[by_length])) + 1)
         # Reversed, so that taking from the end goes by index.
-        self._documents = {int(lengths[group[0]]): group[::-1].tolist() for group in groups}
+        self._documents: dict[int, list[int]] = {int(lengths[group[0]]): group[::-1].tolist() for group in groups}
         self._capacity = capacity
         self.lengths = sum(1 << length for length in self._documents)
         self._mirrored = sum(1 << (capacity - length) for length in self._documents)

@@ -41,7 +41,8 @@ def evaluate(checkpoints: Sequence[Path], config: EvalConfig, console: Console) 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print one checkpoint's result."""
-    console.print(f"[bold]{result['checkpoint']}[/], step {result['step']}", highlight=False)
+    step = "" if result["step"] is None else f", step {result['step']}"
+    console.print(f"[bold]{result['checkpoint']}[/]{step}", highlight=False)
     if result["losses"]:
         shards = result["shards"]
         title = f"{shards['name']}, {shards['split']} split, {shards['packs']} packs"
