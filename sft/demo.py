@@ -53,6 +53,8 @@ def demo(out: Path) -> None:
     generation = GenerationConfig(max_new_tokens=96)
     result = evaluate([Path(training.out)], EvalConfig(prompts=prompts, generation=generation), console)
 
+    console.print("(a million parameters learn these rows by heart, not how to answer others: held-out loss is high)")
+
     _title(console, 4, f"A Hugging Face folder: sft export {training.out} {out / 'model'}")
     if not (out / "model").exists():
         from sft.evals.load import find

@@ -32,7 +32,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"loss on {_supervision(settings)}; {ends} document ends with an end token."
     yield from ("", "## Licences", "", *_table(LICENCE_HEADS, map(_licence_row, sources.items())))
     yield from ("", _implication(sources), "", "## Citations", "")
-    yield from (f"- {source['title']}: {source['citation']}" for source in sources.values())
+    yield from dict.fromkeys(f"- {source['title']}: {source['citation']}" for source in sources.values())
 
 
 def _table(heads: tuple[str, ...], rows: Any) -> Iterator[str]:

@@ -114,9 +114,12 @@ class NeoX(nn.Module):
         """Hidden states after the final layer norm; with a cache, the tokens continue the sequence in it.
 
         Shapes: (T,) → (T, D).
-        Raises: DataError if the documents do not cover the tokens or are longer than the model's positions.
+        Raises: DataError if the documents do not cover the tokens, are longer than the model's positions, or are
+        several with a cache.
         """
         num_before = cache.num_tokens if cache is not None else 0
+        if cache is not None and len(documents.lengths) > 1:
+            raise DataError(f"{len(documents.lengths)} documents for a cache, which continues one")
         self._check(input_ids_T, documents, num_before)
         rotation = rotary_table(self.config, documents.positions_T.device)
         cos, sin = (table_PR[documents.positions_T + num_before][:, None, None] for table_PR in rotation)
@@ -158,12 +161,10 @@ def rotary_table(config: ModelConfig, device: torch.device) -> Rotation:
 
     Shapes: two of (P, R / 2), fp32.
     """
-    # A table first made while generating must not be an inference tensor: training reads the same one.
-    with torch.inference_mode(False):
-        exponents_R = torch.arange(0, config.rotary_dims, 2, dtype=torch.float32, device="cpu") / config.rotary_dims
-        positions_P = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
-        angles_PR = positions_P[:, None] * (1.0 / config.rotary_base**exponents_R)
-        return angles_PR.cos().to(device), angles_PR.sin().to(device)
+    exponents_R = torch.arange(0, config.rotary_dims, 2, dtype=torch.float32, device="cpu") / config.rotary_dims
+    positions_P = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
+    angles_PR = positions_P[:, None] * (1.0 / config.rotary_base**exponents_R)
+    return angles_PR.cos().to(device), angles_PR.sin().to(device)
 
 
 def build(config: ModelConfig, device: torch.device | str) -> NeoX:

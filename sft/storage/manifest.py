@@ -92,7 +92,7 @@ def damaged_files(folder: Path, manifest: Manifest, *, check_hashes: bool = True
     """
     recorded: dict[str, dict[str, Any]] = manifest["files"]
     with ThreadPoolExecutor() as pool:
-        verdicts = pool.map(lambda item: _verdict(folder, *item, check_hashes), recorded.items())
+        verdicts = pool.map(lambda name: _verdict(folder, name, recorded[name], check_hashes), recorded)
         yield from (verdict for verdict in verdicts if verdict)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -98,7 +98,8 @@ def _refuse_foreign(path: Path) -> None:
         return
     if not path.is_dir():
         raise ConfigError("holds something else: it is a file", on=path, hint="name another out")
-    names = sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
-    # A process killed right after its start leaves nothing but this folder.
-    if names not in ([], ["checkpoints"]):
+    # What a process that was killed right after its start may leave.
+    ours = {"checkpoints", STOP_FILE}
+    names = sorted(item.name for item in path.iterdir() if not item.name.startswith(".") and item.name not in ours)
+    if names:
         raise ConfigError(f"holds something else: {', '.join(names[:5])}", on=path, hint="name another out")
