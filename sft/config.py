@@ -4,6 +4,7 @@ Plain frozen dataclasses; `settings.py` fills them from YAML and `key=value`. A 
 `problems()` lists what is out of range or contradictory, so that all mistakes are shown at once.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,25 @@ Device = Literal["auto", "cpu", "cuda"]
 def _resume_fixed(**options: Any) -> Any:
     """A field that a resumed run may not change, because the result would no longer be the same run."""
     return field(metadata={"resume_fixed": True}, **options)
+
+
+def _at_least(config: Any, low: float, *names: str) -> Iterator[str]:
+    """A sentence for each of these settings that is not a finite number of at least `low`."""
+    for name in names:
+        if not low <= getattr(config, name) < math.inf:
+            yield f"{name}={getattr(config, name)}: expected at least {low}"
+
+
+def _above_zero(config: Any, *names: str) -> Iterator[str]:
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            yield f"{name}={getattr(config, name)}: expected above 0"
+
+
+def _share(config: Any, *names: str) -> Iterator[str]:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            yield f"{name}={getattr(config, name)}: expected a share between 0 and 1"
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -56,13 +76,11 @@ class SourceConfig:
     def problems(self) -> Iterator[str]:
         if not 0 < self.weight <= 1:
             yield f"weight={self.weight}: expected a share above 0 and up to 1"
-        if self.max_rows is not None and self.max_rows < 1:
-            yield f"max_rows={self.max_rows}: expected at least 1, or null"
+        if self.max_rows is not None:
+            yield from _at_least(self, 1, "max_rows")
         if not self.files:
             yield "files: expected at least one pattern"
-        for name in ("max_drop_share", "max_damaged_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                yield f"{name}={getattr(self, name)}: expected a share between 0 and 1"
+        yield from _share(self, "max_drop_share", "max_damaged_share")
 
 
 @dataclass(frozen=True)
@@ -103,10 +121,8 @@ class BuildConfig:
             yield f"seq_len={self.seq_len}: expected 16 to 65535"
         if not 0 <= self.valid_share < 0.5:
             yield f"valid_share={self.valid_share}: expected 0 up to 0.5"
-        if self.packs_per_shard < 1:
-            yield f"packs_per_shard={self.packs_per_shard}: expected at least 1"
-        if self.workers < 0:
-            yield f"workers={self.workers}: expected 0 (all cores) or more"
+        yield from _at_least(self, 1, "packs_per_shard")
+        yield from _at_least(self, 0, "workers")
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -138,6 +154,10 @@ class ModelConfig:
     """Standard deviation of fresh weights."""
 
     def problems(self) -> Iterator[str]:
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+        yield from _at_least(self, 1, *sizes)
+        if self.num_heads < 1 or self.hidden_size < 1:
+            return
         if self.hidden_size % self.num_heads:
             yield f"hidden_size={self.hidden_size}: not divisible by num_heads={self.num_heads}"
         elif int(self.head_dim * self.rotary_pct) % 2:
@@ -195,14 +215,12 @@ class OptimizerConfig:
     """Learning rate at the end, as a share of the peak; Alpaca's procedure ends at 0."""
 
     def problems(self) -> Iterator[str]:
-        if self.lr <= 0:
-            yield f"lr={self.lr}: expected above 0"
+        yield from _above_zero(self, "lr")
+        yield from _at_least(self, 0, "eps", "weight_decay", "clip_norm", "warmup_steps")
+        yield from _share(self, "min_lr_ratio")
         for beta in self.betas:
             if not 0 <= beta < 1:
                 yield f"betas={self.betas}: expected values from 0 up to 1"
-        for name in ("eps", "weight_decay", "clip_norm", "warmup_steps", "min_lr_ratio"):
-            if getattr(self, name) < 0:
-                yield f"{name}={getattr(self, name)}: expected 0 or more"
 
 
 @dataclass(frozen=True)
@@ -267,19 +285,18 @@ class TrainConfig:
     """Weights & Biases."""
 
     def problems(self) -> Iterator[str]:
-        for name in ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)}: expected at least 1"
+        counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
+        yield from _at_least(self, 1, *counts, "fp16_scale_window")
+        yield from _at_least(self, 0, "eval_every_steps", "stop_margin_s")
+        yield from _above_zero(self, "epochs")
         if self.batch_packs % max(1, self.micro_batch_packs):
             yield f"batch_packs={self.batch_packs}: not a multiple of micro_batch_packs={self.micro_batch_packs}"
-        if self.epochs <= 0:
-            yield f"epochs={self.epochs}: expected above 0"
-        if self.max_steps is not None and self.max_steps < 1:
-            yield f"max_steps={self.max_steps}: expected at least 1, or null"
+        if self.max_steps is not None:
+            yield from _at_least(self, 1, "max_steps")
+        if not 0 <= self.seed < 1 << 63:
+            yield f"seed={self.seed}: expected 0 up to 2^63"
         if self.keep_checkpoints < 2:
             yield f"keep_checkpoints={self.keep_checkpoints}: expected at least 2, in case the newest is damaged"
-        if self.eval_every_steps < 0:
-            yield f"eval_every_steps={self.eval_every_steps}: expected 0 or more"
 
 
 # ------------------------------------------------------------------------------------------------ after training
@@ -299,10 +316,8 @@ class GenerationConfig:
     """Seeds sampling."""
 
     def problems(self) -> Iterator[str]:
-        if self.max_new_tokens < 1:
-            yield f"max_new_tokens={self.max_new_tokens}: expected at least 1"
-        if self.temperature < 0:
-            yield f"temperature={self.temperature}: expected 0 or more"
+        yield from _at_least(self, 1, "max_new_tokens")
+        yield from _at_least(self, 0, "temperature", "seed")
         if not 0 < self.top_p <= 1:
             yield f"top_p={self.top_p}: expected above 0 and up to 1"
 
@@ -337,6 +352,11 @@ class EvalConfig:
     out: str | None = None
     """Result file; null writes eval.json beside the checkpoint's run."""
 
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, 1, "micro_batch_packs")
+        if self.max_packs is not None:
+            yield from _at_least(self, 1, "max_packs")
+
 
 @dataclass(frozen=True)
 class ChatConfig:
@@ -362,3 +382,6 @@ class ExportConfig:
     """System text of the chat template when a chat names none; null takes the card's prompt."""
     max_shard_bytes: int = 5_000_000_000
     """Largest weight file."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, 1, "max_shard_bytes")

@@ -2,16 +2,19 @@
 
 import dataclasses
 import difflib
+import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, Union
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sft.errors import ConfigError
 
@@ -35,6 +38,13 @@ class Loaded(Generic[T]):
     origins: dict[str, str]
 
 
+MISSING = "???"
+"""What OmegaConf's users write for a value that must be given elsewhere."""
+
+BAD: Any = object()
+"""Stands for a value that was mistaken, until the mistakes are told."""
+
+
 class _Text(str):
     """A value typed on the command line, still to be read as the type of its field."""
 
@@ -47,7 +57,7 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Loaded[T]:
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
-        _overlay(merged, layer.values, layer.origin, origins, "")
+        _overlay(merged, _expanded(schema, layer.values), layer.origin, origins, "")
     mistakes: list[str] = []
     config = _build(schema, merged, "", origins, mistakes)
     if mistakes:
@@ -62,8 +72,10 @@ def read_yaml(path: Path) -> Layer:
         raise ConfigError("no such config file", on=path, hint="give the path of a YAML file")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not readable as YAML: {error}", on=path) from error
+    except OSError:  # how OmegaConf answers a file that holds a single number
+        values = None
     if not isinstance(values, dict):
         raise ConfigError("expected a mapping of settings", on=path)
     return Layer(str(path), typing.cast(Values, values))
@@ -82,6 +94,8 @@ def read_arguments(arguments: Sequence[str]) -> Layer:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"argument {argument!r}: {parent} was given a value before")
+        if isinstance(place.get(name), dict):
+            raise ConfigError(f"argument {argument!r}: settings inside {name} were given before")
         place[name] = _Text(value)
     return Layer("command line", values)
 
@@ -94,8 +108,8 @@ def describe(loaded: Loaded[Any]) -> str:
 
 
 def as_yaml(config: Any) -> str:
-    """The resolved config as plain YAML that `load` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(as_values(config)))
+    """The resolved config as plain YAML that `read_yaml` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(as_values(config))))
 
 
 def as_values(config: Any) -> dict[str, Any]:
@@ -111,6 +125,28 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _escaped(value: Any) -> Any:
+    """Texts with `${` marked as not meant to be filled in when they are read."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _expanded(schema: Any, values: Values) -> Values:
+    """The values with those mappings parsed that the command line gives whole, as in `optimizer={lr: 1e-5}`."""
+    hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+    expanded = dict(values)
+    for key, value in values.items():
+        hint = hints.get(key)
+        if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
+            with suppress(ValueError):  # told later, as no mapping
+                value = _parse(value)
+            expanded[key] = _expanded(hint, value) if isinstance(value, Mapping) else value
+    return expanded
+
+
 def _overlay(target: dict[str, Any], values: Values, origin: str, origins: dict[str, str], prefix: str) -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -119,19 +155,18 @@ def _overlay(target: dict[str, Any], values: Values, origin: str, origins: dict[
             if not isinstance(nested, dict):
                 nested = target[key] = {}
             _overlay(nested, value, origin, origins, f"{name}.")
-        else:
+        elif value != MISSING:
             target[key] = value
             origins[name] = origin
 
 
 def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mistakes: list[str]) -> Any:
-    """An instance of the dataclass, or None with the mistakes noted."""
+    """An instance of the dataclass, mistakes noted; BAD if one of them leaves a field without any value."""
     if not isinstance(values, dict):
         mistakes.append(f"{path.rstrip('.')}: expected a mapping, got {values!r}")
-        return None
+        return BAD
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
-    before = len(mistakes)
     for key in values:
         if key not in fields:
             mistakes.append(_unknown(str(key), path, list(fields), origins))
@@ -141,13 +176,19 @@ def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mist
             arguments[name] = _convert(hints[name], values[name], f"{path}{name}", origins, mistakes)
         elif dataclasses.is_dataclass(hints[name]) and field.default_factory is dataclasses.MISSING:
             arguments[name] = _build(hints[name], {}, f"{path}{name}.", origins, mistakes)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif not _has_default(field):
             mistakes.append(f"{path}{name}: missing, please set it")
-    if len(mistakes) > before:
-        return None
+    # A mistaken setting gives way to its default, so that the others can be checked in the same run.
+    arguments = {name: value for name, value in arguments.items() if value is not BAD}
+    if any(name not in arguments and not _has_default(field) for name, field in fields.items()):
+        return BAD
     config = schema(**arguments)
     mistakes.extend(f"{path}{text}" for text in getattr(config, "problems", tuple)())
     return config
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _unknown(key: str, path: str, known: list[str], origins: Mapping[str, str]) -> str:
@@ -158,21 +199,22 @@ def _unknown(key: str, path: str, known: list[str], origins: Mapping[str, str]) 
 
 
 def _convert(hint: Any, value: Any, path: str, origins: Mapping[str, str], mistakes: list[str]) -> Any:
-    """The value as the hinted type, or None with the mistake noted."""
+    """The value as the hinted type, or BAD with the mistake noted."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, _parse(value), f"{path}.", origins, mistakes)
+        return _build(hint, value, f"{path}.", origins, mistakes)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
         if not isinstance(value, dict):
             mistakes.append(f"{path}: expected a mapping, got {value!r}")
-            return None
-        return {key: _convert(arguments[1], item, f"{path}.{key}", origins, mistakes) for key, item in value.items()}
+            return BAD
+        items = {key: _convert(arguments[1], item, f"{path}.{key}", origins, mistakes) for key, item in value.items()}
+        return BAD if BAD in items.values() else items
     try:
         return _scalar(hint, origin, arguments, value)
     except ValueError as error:
         place = origins.get(path)
         mistakes.append(f"{path}={value!r}{f' in {place}' if place else ''}: {error}")
-        return None
+        return BAD
 
 
 def _scalar(hint: Any, origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
@@ -199,7 +241,10 @@ def _number(hint: Any, value: Any) -> Any:
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError("expected a smaller number") from error
     wanted = {bool: "true or false", int: "a whole number", float: "a number"}[hint]
     raise ValueError(f"expected {wanted}")
 
@@ -224,7 +269,7 @@ def _parse(value: Any) -> Any:
         return value
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError("not readable as a YAML value") from error
 
 
@@ -240,8 +285,14 @@ def _describe(config: Any, path: str, depth: int, origins: Mapping[str, str], li
             lines.append(f"{indent}{name}:")
             _describe(value, f"{path}{name}.", depth + 1, origins, lines)
         else:
-            shown = OmegaConf.to_yaml(OmegaConf.create({name: _plain(value)}), resolve=False).rstrip("\n")
+            shown = _shown(name, _plain(value))
             place = origins.get(f"{path}{name}", "default")
             first, *rest = shown.split("\n")
             lines.append(f"{indent}{first}  # {place}")
             lines.extend(f"{indent}{line}" for line in rest)
+
+
+def _shown(name: str, value: Any) -> str:
+    lines = OmegaConf.to_yaml(OmegaConf.create({name: _escaped(value)})).rstrip("\n")
+    # A text of several lines is shown on one, as JSON, which is YAML too.
+    return f"{name}: {json.dumps(value)}" if isinstance(value, str) and "\n" in lines else lines

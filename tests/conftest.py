@@ -25,7 +25,7 @@ from sft.data.shards import (
     write_documents,
     write_shard,
 )
-from sft.storage.manifest import file_sha256, text_sha256, write_manifest
+from sft.storage.manifest import file_sha256, write_manifest
 
 # Generated cases are the same on every machine, and a slow machine fails no test.
 hypothesis_settings.register_profile("sft", derandomize=True, deadline=None, database=None)
@@ -110,7 +110,6 @@ def write_tiny_shards(folder: Path, num_train: int = 24, num_valid: int = 6) -> 
             "seq_len": TINY_SEQ_LEN,
             "splits": facts,
             "tokenizer": {"sha256": file_sha256(folder / TOKENIZER), "num_ids": TINY_NUM_IDS},
-            "content_digest": text_sha256("".join(file_sha256(path) for path in sorted(folder.glob("*.arrow")))),
             "sources": {name: {"licence": "CC0-1.0"} for name in TINY_SOURCES},
         },
     )

@@ -22,10 +22,11 @@ def first_violations(
     spans = [answer_spans(document.ids, tokenizer) for document in documents]
     runs = [document.ids[a:b] for document, places in zip(documents, spans, strict=True) for a, b in places]
     decoded = iter(tokenizer.decode(runs))
+    texts = [[next(decoded) for _ in places] for places in spans]
     return [
         structure_violation(document.ids, document.loss_mask, tokenizer, layout, truncated=document.truncated)
-        or _text_violation(document, [next(decoded) for _ in places], tokenizer)
-        for document, layout, places in zip(documents, layouts, spans, strict=True)
+        or _text_violation(document, found, tokenizer)
+        for document, layout, found in zip(documents, layouts, texts, strict=True)
     ]
 
 
@@ -68,8 +69,9 @@ def answer_spans(ids: NDArray[Any], tokenizer: ChatTokenizer) -> list[tuple[int,
 
 
 def _text_violation(document: Encoded, found: Sequence[str], tokenizer: ChatTokenizer) -> Drop | None:
-    for number, answer in enumerate(document.answers):
-        spelt = found[number] if number < len(found) else ""
+    if len(found) != len(document.answers):
+        return Drop(Reason.TEXT_NOT_REPRODUCED, f"{len(found)} answers, the conversation has {len(document.answers)}")
+    for number, (spelt, answer) in enumerate(zip(found, document.answers, strict=True)):
         if spelt != answer and not _spells(spelt, tokenizer.normalise(answer), cut=document.truncated):
             return Drop(Reason.TEXT_NOT_REPRODUCED, f"the supervised tokens of answer {number} spell something else")
     return None

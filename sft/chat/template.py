@@ -130,10 +130,10 @@ def _too_long(
     whole = _document(system_ids, [exchange], [answer], tokenizer, layout)
     if layout.too_long == "drop":
         return Drop(Reason.TOO_LONG, f"{len(whole.ids)} tokens, at most {layout.seq_len}")
-    ids, mask = whole.ids[: layout.seq_len], whole.loss_mask[: layout.seq_len]
-    if not mask.any():
+    question = 1 + len(system_ids) + 1 + len(exchange[0]) + 1
+    if question >= layout.seq_len:
         return Drop(Reason.NO_SUPERVISED_TOKENS, f"the question alone fills {layout.seq_len} tokens")
-    return Encoded(ids, mask, (answer,), truncated=True)
+    return Encoded(whole.ids[: layout.seq_len], whole.loss_mask[: layout.seq_len], (answer,), truncated=True)
 
 
 def _supervise(mask: list[int], layout: Layout) -> NDArray[np.uint8]:

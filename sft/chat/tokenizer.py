@@ -39,6 +39,8 @@ class ChatTokenizer:
                     hint="take the tokenizer.json of the base model",
                 )
         base_size = tokenizer.get_vocab_size()
+        if max(tokenizer.get_vocab().values()) != base_size - 1:
+            raise ConfigError("its ids have gaps, so a new tag's id may belong to another token already", on=origin)
         missing = [tag for tag in TAGS if tokenizer.token_to_id(tag) is None]
         tokenizer.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in missing])
         tokenizer.no_truncation()
@@ -136,7 +138,13 @@ def train_tokenizer(texts: Iterable[str], num_ids: int) -> ChatTokenizer:
     """A small byte-level BPE tokenizer of the same form, for models that are too small for 50,000 tokens.
 
     Invariant: at most `num_ids` ids, the three tags included; equal texts give an equal tokenizer.
+
+    Raises: ConfigError if there is no room for the 256 bytes and the control tokens.
     """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    least = len(alphabet) + len(NEOX_20B_IDS)
+    if num_ids < least:
+        raise ConfigError(f"a tokenizer of {num_ids} ids: expected at least {least}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -144,7 +152,7 @@ def train_tokenizer(texts: Iterable[str], num_ids: int) -> ChatTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=num_ids - len(TAGS),
         special_tokens=[END, PADDING],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

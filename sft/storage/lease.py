@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from sft.errors import StorageError
 
@@ -13,10 +14,9 @@ from sft.errors import StorageError
 def lease(path: Path) -> Iterator[None]:
     """Hold the lock file at `path` while the block runs; the system frees it if the process dies.
 
-    Raises: StorageError if another process holds it.
+    Raises: StorageError if another process holds it, or it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
+    with _opened(path) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -29,3 +29,11 @@ def lease(path: Path) -> Iterator[None]:
         stream.write(f"process {os.getpid()} on {os.uname().nodename}")
         stream.flush()
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error}", on=path, hint="check the folder and permissions") from error

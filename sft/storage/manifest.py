@@ -14,6 +14,9 @@ from sft.errors import DataError
 from sft.storage.publish import write_text
 
 MANIFEST = "manifest.json"
+SELF = "manifest_sha256"
+"""The manifest's hash of itself, made before it is added."""
+
 Manifest = dict[str, Any]
 
 
@@ -31,7 +34,9 @@ def text_sha256(text: str) -> str:
 def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[str, Any]) -> Manifest:
     """Hash every file in `folder` and write its manifest, the last file of the folder."""
     names = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / MANIFEST
     )
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(lambda name: file_sha256(folder / name), names))
@@ -47,7 +52,7 @@ def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[
         **facts,
         "files": files,
     }
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / MANIFEST, _text(manifest | {SELF: text_sha256(_text(manifest))}))
     return manifest
 
 
@@ -74,6 +79,8 @@ def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
             on=path,
             hint="use the version of sft that wrote it, or build it again",
         )
+    if manifest.pop(SELF, None) != text_sha256(_text(manifest)) or not isinstance(manifest.get("files"), dict):
+        raise DataError("changed after it was written", on=path, hint="restore it or build again")
     return manifest
 
 
@@ -98,6 +105,10 @@ def damaged_files(folder: Path, manifest: Manifest, *, check_hashes: bool = True
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and name not in recorded:
             yield f"{name}: not in the manifest"
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _verdict(folder: Path, name: str, facts: dict[str, Any], check_hashes: bool) -> str | None:

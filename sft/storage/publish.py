@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sft.errors import StorageError
@@ -53,7 +53,8 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         raise StorageError(f"cannot be written: {error}", on=path, hint="check space and permissions") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

@@ -1,0 +1,114 @@
+"""The batch scripts from submission to exit, against golden transcripts: every call, the job's log, the exit code."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from .conftest import Project
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of the job: what the world is like, and what happens while the script runs."""
+
+    environ: Mapping[str, str] = field(default_factory=dict)
+    events: Sequence[str] = ()
+
+
+def stopped(restart: int, checkpoint: str = "", **environ: str) -> Start:
+    """A start that sft ends with 75, having published a checkpoint or none."""
+    return Start({"STUB_EXIT": "75", "STUB_CHECKPOINT": checkpoint, "SLURM_RESTART_COUNT": str(restart), **environ})
+
+
+def warned(events: Sequence[str], mode: str = "listens", **environ: str) -> Start:
+    """A start during which signals come; sft answers with 75."""
+    return Start({"STUB_EXIT": "75", "STUB_CHECKPOINT": "step-00000004", "STUB_MODE": mode, **environ}, events)
+
+
+TRAIN = ("train.sbatch", ["configs/tiny_cpu.yaml", "out=runs/x"])
+CASES: dict[str, tuple[str, Sequence[str], Sequence[Start]]] = {
+    "build": ("build_data.sbatch", ["data_recipes/mixtures/sample.yaml", "out=shards", "workers=2"], [Start()]),
+    "build_fails": ("build_data.sbatch", ["mixture.yaml"], [Start({"STUB_EXIT": "65"})]),
+    "evaluate": ("evaluate.sbatch", ["runs/a", "runs/b", "max_packs=3"], [Start()]),
+    "missing_argument_build": ("build_data.sbatch", [], [Start()]),
+    "missing_argument_train": ("train.sbatch", [], [Start()]),
+    "missing_argument_evaluate": ("evaluate.sbatch", [], [Start()]),
+    "outside_a_job": (*TRAIN, [Start({"SLURM_JOB_ID": ""})]),
+    "submitted_elsewhere": (*TRAIN, [Start({"SLURM_SUBMIT_DIR": "/nowhere"})]),
+    "no_environment": (*TRAIN, [Start({"SFT_VENV": "/nowhere/venv"})]),
+    "success": (*TRAIN, [Start()]),
+    "odd_arguments": (
+        "train.sbatch",
+        ["configs/tiny cpu.yaml", "out=runs/x", "note=a = b", 'say="hi"', "$HOME/*", "", "it's"],
+        [Start()],
+    ),
+    "end_time_known": (*TRAIN, [Start({"SLURM_JOB_END_TIME": "1900000000"})]),
+    "no_time_limit": (*TRAIN, [Start({"STUB_END_TIME": "N/A"})]),
+    "bad_data": (*TRAIN, [Start({"STUB_EXIT": "65"})]),
+    "bad_config": (*TRAIN, [Start({"STUB_CONFIG_EXIT": "78"})]),
+    "stopped": (*TRAIN, [stopped(0, "step-00000004")]),
+    "restart_limit": (*TRAIN, [stopped(20, "step-00000004")]),
+    "own_restart_limit": (
+        *TRAIN,
+        [stopped(0, "step-00000004", SFT_MAX_RESTARTS="1"), stopped(1, "step-00000008", SFT_MAX_RESTARTS="1")],
+    ),
+    "no_progress": (*TRAIN, [stopped(0, "step-00000004"), stopped(1), stopped(2), stopped(3)]),
+    "progress_in_between": (
+        *TRAIN,
+        [stopped(0), stopped(1), stopped(2, "step-00000100"), stopped(3), stopped(4, "step-00000099")],
+    ),
+    "no_progress_of_another_job": (*TRAIN, [stopped(0), stopped(1), stopped(0, SLURM_JOB_ID="8")]),
+    "cancelled": (*TRAIN, [stopped(0, "step-00000004", STUB_STATE="COMPLETING")]),
+    "controller_silent": (*TRAIN, [stopped(0, "step-00000004", STUB_SQUEUE_FAILS="99")]),
+    "controller_busy": (*TRAIN, [stopped(0, "step-00000004", STUB_SQUEUE_FAILS="3")]),
+    "requeue_refused": (*TRAIN, [stopped(0, "step-00000004", STUB_SCONTROL_EXIT="1")]),
+    "warned_by_usr1": (*TRAIN, [warned(["await running", "signal USR1"])]),
+    "warned_by_term": (*TRAIN, [warned(["await running", "signal TERM"])]),
+    "warned_but_done": (*TRAIN, [warned(["await running", "signal USR1"], STUB_EXIT="0")]),
+    "warned_again_while_saving": (
+        *TRAIN,
+        [warned(["await running", "signal USR1", "await saving", "signal TERM", "touch go-on"], "slow-save")],
+    ),
+    "warning_lost_by_srun": (
+        *TRAIN,
+        [warned(["await running", "signal USR1"], "misses-first")],
+    ),
+    "warned_before_the_step": (
+        *TRAIN,
+        [warned(["await resolving", "signal USR1", "touch go-on"], "slow-config")],
+    ),
+    "warned_before_sft_listens": (*TRAIN, [warned(["await running", "signal USR1"], "deaf")]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_call_and_line_is_as_in_the_golden_transcript(name: str, project: Project) -> None:
+    script, arguments, starts = CASES[name]
+    transcripts = []
+    for start in starts:
+        project.start(script, arguments, start.environ)
+        for event in start.events:
+            project.play(event)
+        transcripts.append(project.finish())
+    assert "\n".join(transcripts) == (GOLDEN / f"{name}.txt").read_text()
+
+
+def test_every_golden_transcript_has_its_case() -> None:
+    assert sorted(path.stem for path in GOLDEN.iterdir()) == sorted(CASES)
+
+
+@pytest.mark.parametrize("variable", ["", "SFT_VENV"])
+def test_sft_is_taken_from_the_environment_of_the_project_or_the_one_that_is_named(
+    variable: str, project: Project
+) -> None:
+    environment = project.folder / (".venv" if not variable else "other")
+    own = environment / "bin" / "sft"
+    own.parent.mkdir(parents=True)
+    own.write_text('#!/bin/sh\necho "own sft: $*"\n')
+    own.chmod(0o755)
+    project.start("evaluate.sbatch", ["runs/x"], {variable: str(environment)} if variable else {})
+    assert "log   own sft: eval runs/x\nexit  0\n" in project.finish()

@@ -1,0 +1,250 @@
+"""The tokenizer's form is checked when it is loaded, and text never becomes a control token."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models
+
+from sft.chat.template import CARD_SYSTEM_PROMPT
+from sft.chat.tokenizer import ASSISTANT, END, NEOX_20B_IDS, PADDING, SYSTEM, TAGS, USER, ChatTokenizer, train_tokenizer
+from sft.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+TEXTS = ("the tide rises", "the tide falls", "the harbour fills", "how do you do?")
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def edited(tokenizer: ChatTokenizer, edit: Edit, path: Path) -> Path:
+    """The tokenizer's file after a change."""
+    content = json.loads(tokenizer.json)
+    edit(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def without(*tokens: str) -> Edit:
+    def edit(content: dict[str, Any]) -> None:
+        content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] not in tokens]
+        for token in tokens:
+            content["model"]["vocab"].pop(token, None)
+
+    return edit
+
+
+def change(token: str, **flags: Any) -> Edit:
+    def edit(content: dict[str, Any]) -> None:
+        (entry,) = (entry for entry in content["added_tokens"] if entry["content"] == token)
+        entry.update(flags)
+
+    return edit
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def test_absent_tags_are_added_behind_the_vocabulary(letters: ChatTokenizer, tmp_path: Path) -> None:
+    bare = ChatTokenizer.load(edited(letters, without(*TAGS), tmp_path / "bare.json"))
+    assert bare.control_ids == letters.control_ids == (0, 1, 258, 259, 260)
+    assert [bare.name(token_id) for token_id in bare.control_ids] == [END, PADDING, SYSTEM, USER, ASSISTANT]
+    assert bare.num_ids == letters.num_ids == 261
+
+
+def test_present_tags_keep_their_ids(tokenizer: ChatTokenizer, tokenizer_file: Path) -> None:
+    loaded = ChatTokenizer.load(tokenizer_file)
+    assert loaded.control_ids == tokenizer.control_ids
+    assert loaded.encode(list(TEXTS)) == tokenizer.encode(list(TEXTS))
+
+
+def test_a_folder_stands_for_the_file_in_it(tokenizer: ChatTokenizer, tokenizer_file: Path) -> None:
+    assert ChatTokenizer.load(tokenizer_file.parent).sha256 == tokenizer.sha256
+    assert ChatTokenizer.load(str(tokenizer_file)).sha256 == tokenizer.sha256
+
+
+def test_the_hash_is_the_same_with_and_without_the_tags_in_the_file(letters: ChatTokenizer, tmp_path: Path) -> None:
+    bare = ChatTokenizer.load(edited(letters, without(*TAGS), tmp_path / "bare.json"))
+    assert bare.sha256 == letters.sha256
+    assert bare.sha256 != train_tokenizer(TEXTS, 300).sha256
+
+
+def test_the_hash_does_not_see_settings_that_change_no_id_here(letters: ChatTokenizer, tmp_path: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+        content["padding"] = {
+            "strategy": {"Fixed": 8},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 1,
+            "pad_type_id": 0,
+            "pad_token": PADDING,
+        }
+
+    loaded = ChatTokenizer.load(edited(letters, edit, tmp_path / "cut.json"))
+    assert len(loaded.encode(["more than four letters"])[0]) == 22
+    assert len(loaded.encode(["two"])[0]) == 3
+    assert loaded.sha256 == letters.sha256
+
+
+REFUSED: list[tuple[str, Edit, str]] = [
+    ("no end", without(END), r"has no <\|endoftext\|>"),
+    ("no padding", without(PADDING), r"has no <\|padding\|>"),
+    *((f"{token} not special", change(token, special=False), "not marked special") for token in (END, PADDING, *TAGS)),
+]
+
+
+@pytest.mark.parametrize(("_", "edit", "complaint"), REFUSED, ids=[name for name, *_ in REFUSED])
+def test_a_tokenizer_that_text_could_forge_is_refused_by_name(
+    _: str, edit: Edit, complaint: str, letters: ChatTokenizer, tmp_path: Path
+) -> None:
+    path = edited(letters, edit, tmp_path / "wrong.json")
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        ChatTokenizer.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_tag_that_is_an_ordinary_word_of_the_vocabulary_is_refused(letters: ChatTokenizer, tmp_path: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        without(*TAGS)(content)
+        content["model"]["vocab"][USER] = 258
+
+    with pytest.raises(ConfigError, match="not marked special"):
+        ChatTokenizer.load(edited(letters, edit, tmp_path / "word.json"))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "not json", '{"model": {"type": "BPE"}}'])
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="not readable as a tokenizer") as caught:
+        ChatTokenizer.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["missing.json", "."])
+def test_a_missing_file_is_named(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such tokenizer") as caught:
+        ChatTokenizer.load(tmp_path / place)
+    assert str(tmp_path) in str(caught.value)
+
+
+def with_holes() -> Tokenizer:
+    """Some ids belong to no token, as after a token was deleted by hand."""
+    tokenizer = Tokenizer(models.BPE({END: 0, PADDING: 1, "a": 5, "b": 70_000}, []))
+    tokenizer.add_special_tokens([AddedToken(END, special=True), AddedToken(PADDING, special=True)])
+    return tokenizer
+
+
+def test_holes_in_the_vocabulary_make_no_text_a_control_token() -> None:
+    try:
+        tokenizer = ChatTokenizer(with_holes())
+    except ConfigError:
+        return
+    assert not set(tokenizer.encode(["ab"])[0]) & set(tokenizer.control_ids)
+
+
+def test_holes_in_the_vocabulary_leave_every_id_below_the_number_of_ids() -> None:
+    try:
+        tokenizer = ChatTokenizer(with_holes())
+    except ConfigError:
+        return
+    assert max(tokenizer.encode(["ab"])[0]) < tokenizer.num_ids
+
+
+# ------------------------------------------------------------------------------------------------ encoding
+
+
+@pytest.mark.parametrize("token", [END, PADDING, *TAGS])
+@pytest.mark.parametrize("frame", ["{}", " {} ", "a{}b", "{0}{0}", "\n{}\n", "<|{}|>"])
+def test_the_text_of_a_control_token_is_text(token: str, frame: str, tokenizer: ChatTokenizer) -> None:
+    text = frame.format(token)
+    (ids,) = tokenizer.encode([text])
+    assert not set(ids) & set(tokenizer.control_ids)
+    assert len(ids) > len(frame.format("x")) / 2
+    assert tokenizer.decode([ids]) == [text]
+
+
+def test_control_tokens_are_written_out_when_decoded(tokenizer: ChatTokenizer) -> None:
+    assert tokenizer.decode([tokenizer.control_ids]) == ["".join((END, PADDING, *TAGS))]
+    assert [name for name, is_one in zip(range(tokenizer.num_ids), tokenizer.is_control, strict=True) if is_one] == sorted(
+        tokenizer.control_ids
+    )
+
+
+def test_texts_are_encoded_each_for_itself(tokenizer: ChatTokenizer) -> None:
+    together = tokenizer.encode(["the tide", " rises", ""])
+    assert together == [tokenizer.encode([text])[0] for text in ("the tide", " rises", "")]
+    assert together[2] == []
+    assert tokenizer.encode([]) == []
+    assert tokenizer.decode([]) == []
+
+
+def test_two_spellings_of_one_letter_are_one(tokenizer: ChatTokenizer) -> None:
+    assert tokenizer.encode(["e\u0301"]) == tokenizer.encode(["\u00e9"])
+    assert tokenizer.normalise("e\u0301") == "\u00e9"
+
+
+def test_generation_stops_at_the_card_s_tokens_in_its_order(letters: ChatTokenizer) -> None:
+    assert [letters.name(token_id) for token_id in letters.stop_ids] == [USER, ASSISTANT, SYSTEM, PADDING, END]
+
+
+# ------------------------------------------------------------------------------------------------ the published one
+
+
+def test_the_published_tokenizer_has_the_published_ids(neox_20b: ChatTokenizer) -> None:
+    assert neox_20b.control_ids == (0, 1, 50277, 50278, 50279)
+    assert neox_20b.num_ids == 50280
+    assert neox_20b.stop_ids == (50278, 50279, 50277, 1, 0)
+
+
+def test_the_card_s_prompt_has_110_tokens(neox_20b: ChatTokenizer) -> None:
+    assert len(neox_20b.encode([CARD_SYSTEM_PROMPT])[0]) == 110
+    assert len(neox_20b.encode([CARD_SYSTEM_PROMPT.rstrip("\n")])[0]) == 109
+
+
+def test_a_tokenizer_of_the_published_size_must_have_the_published_ids() -> None:
+    vocab = {PADDING: 0, END: 1, **{f"w{number}": number for number in range(2, 50277)}}
+    swapped = Tokenizer(models.BPE(vocab, []))
+    swapped.add_special_tokens([AddedToken(END, special=True), AddedToken(PADDING, special=True)])
+    with pytest.raises(ConfigError, match="control ids") as caught:
+        ChatTokenizer(swapped, "swapped.json")
+    assert "'<|endoftext|>': 1" in str(caught.value)
+    assert str(NEOX_20B_IDS) in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ trained ones
+
+
+@pytest.mark.parametrize("num_ids", [261, 262, 270, 280, 10_000])
+def test_a_trained_tokenizer_has_at_most_the_wanted_ids(num_ids: int) -> None:
+    trained = train_tokenizer(TEXTS, num_ids)
+    assert trained.num_ids <= num_ids
+    assert trained.num_ids == num_ids or num_ids == 10_000
+    assert trained.decode(trained.encode(["Never seen: ü 你 🙂"])) == ["Never seen: ü 你 🙂"]
+
+
+def test_a_trained_tokenizer_without_room_for_the_alphabet_is_refused_or_small() -> None:
+    try:
+        assert train_tokenizer(TEXTS, 200).num_ids <= 200
+    except (ConfigError, ValueError):
+        pass
+
+
+def test_training_learns_from_the_texts() -> None:
+    assert len(train_tokenizer(TEXTS, 300).encode(["the tide"])[0]) < len("the tide")
+
+
+TRAIN = "import sys; from sft.chat.tokenizer import train_tokenizer; print(train_tokenizer(sys.argv[1:], 300).sha256)"
+
+
+def test_equal_texts_give_an_equal_tokenizer_in_any_process() -> None:
+    wanted = train_tokenizer(iter(TEXTS), 300).sha256
+    for seed, threads in (("1", "1"), ("2", "3")):
+        environment = {"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", TRAIN, *TEXTS]
+        found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == wanted

@@ -1,0 +1,160 @@
+"""The schema: every setting is read, no default contradicts itself, every mistake is named."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft import config
+from sft.config import (
+    BuildConfig,
+    ChatConfig,
+    EvalConfig,
+    ExportConfig,
+    GenerationConfig,
+    InitConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SourceConfig,
+    TrainConfig,
+)
+
+ROOT = Path(__file__).parents[2]
+CLASSES = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
+FIELDS = [(kind, field.name) for kind in CLASSES for field in dataclasses.fields(kind)]
+
+SOURCE = SourceConfig("Talk", "someone/talk", ("talk*.jsonl",), "CC0-1.0", "Someone, 2023", "card")
+BUILD = BuildConfig({"talk": SOURCE}, "raw", "tokenizer.json", "shards")
+TRAIN = TrainConfig("shards", InitConfig("base"), "runs/first")
+MODEL = ModelConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
+NAN, INF = float("nan"), float("inf")
+
+# What a person may get wrong, and the setting that the message must name.
+MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
+    (SOURCE, {"weight": 0.0}, "weight"),
+    (SOURCE, {"weight": 1.5}, "weight"),
+    (SOURCE, {"weight": -1.0}, "weight"),
+    (SOURCE, {"weight": NAN}, "weight"),
+    (SOURCE, {"max_rows": 0}, "max_rows"),
+    (SOURCE, {"files": ()}, "files"),
+    (SOURCE, {"max_drop_share": 1.1}, "max_drop_share"),
+    (SOURCE, {"max_drop_share": NAN}, "max_drop_share"),
+    (SOURCE, {"max_damaged_share": -0.1}, "max_damaged_share"),
+    (BUILD, {"sources": {"talk": replace(SOURCE, enabled=False)}}, "sources"),
+    (BUILD, {"sources": {}}, "sources"),
+    (BUILD, {"seq_len": 15}, "seq_len"),
+    (BUILD, {"seq_len": 65536}, "seq_len"),
+    (BUILD, {"valid_share": 0.5}, "valid_share"),
+    (BUILD, {"valid_share": -0.1}, "valid_share"),
+    (BUILD, {"valid_share": NAN}, "valid_share"),
+    (BUILD, {"packs_per_shard": 0}, "packs_per_shard"),
+    (BUILD, {"workers": -1}, "workers"),
+    (MODEL, {"num_heads": 5}, "hidden_size"),
+    (MODEL, {"rotary_pct": 0.2}, "rotary_pct"),
+    (InitConfig("scratch"), {}, "weights=scratch"),
+    (InitConfig("base"), {"vocab_size": 512}, "vocab_size"),
+    (OptimizerConfig(), {"lr": 0.0}, "lr"),
+    (OptimizerConfig(), {"lr": -1e-5}, "lr"),
+    (OptimizerConfig(), {"betas": (1.0, 0.9)}, "betas"),
+    (OptimizerConfig(), {"betas": (0.9, -0.1)}, "betas"),
+    (OptimizerConfig(), {"eps": -1e-8}, "eps"),
+    (OptimizerConfig(), {"weight_decay": -0.1}, "weight_decay"),
+    (OptimizerConfig(), {"clip_norm": -1.0}, "clip_norm"),
+    (OptimizerConfig(), {"warmup_steps": -1}, "warmup_steps"),
+    (OptimizerConfig(), {"min_lr_ratio": -0.1}, "min_lr_ratio"),
+    (TRAIN, {"batch_packs": 0}, "batch_packs"),
+    (TRAIN, {"micro_batch_packs": 0}, "micro_batch_packs"),
+    (TRAIN, {"micro_batch_packs": 3}, "batch_packs"),
+    (TRAIN, {"epochs": 0.0}, "epochs"),
+    (TRAIN, {"max_steps": 0}, "max_steps"),
+    (TRAIN, {"save_every_steps": 0}, "save_every_steps"),
+    (TRAIN, {"keep_checkpoints": 1}, "keep_checkpoints"),
+    (TRAIN, {"eval_every_steps": -1}, "eval_every_steps"),
+    (TRAIN, {"eval_max_packs": 0}, "eval_max_packs"),
+    (TRAIN, {"max_bad_steps": 0}, "max_bad_steps"),
+    (GenerationConfig(), {"max_new_tokens": 0}, "max_new_tokens"),
+    (GenerationConfig(), {"temperature": -0.1}, "temperature"),
+    (GenerationConfig(), {"top_p": 0.0}, "top_p"),
+    (GenerationConfig(), {"top_p": 1.1}, "top_p"),
+    (OptimizerConfig(), {"lr": NAN}, "lr"),
+    (OptimizerConfig(), {"lr": INF}, "lr"),
+    (OptimizerConfig(), {"eps": NAN}, "eps"),
+    (OptimizerConfig(), {"weight_decay": NAN}, "weight_decay"),
+    (OptimizerConfig(), {"clip_norm": NAN}, "clip_norm"),
+    (OptimizerConfig(), {"min_lr_ratio": 2.0}, "min_lr_ratio"),
+    (TRAIN, {"epochs": NAN}, "epochs"),
+    (TRAIN, {"epochs": INF}, "epochs"),
+    (TRAIN, {"seed": -1}, "seed"),
+    (TRAIN, {"seed": 1 << 64}, "seed"),
+    (TRAIN, {"fp16_scale_window": 0}, "fp16_scale_window"),
+    (TRAIN, {"stop_margin_s": -1.0}, "stop_margin_s"),
+    (EvalConfig(), {"micro_batch_packs": 0}, "micro_batch_packs"),
+    (EvalConfig(), {"max_packs": 0}, "max_packs"),
+    (ExportConfig(), {"max_shard_bytes": 0}, "max_shard_bytes"),
+    (MODEL, {"num_heads": 0}, "num_heads"),
+    (MODEL, {"num_layers": 0}, "num_layers"),
+    (MODEL, {"vocab_size": 0}, "vocab_size"),
+    (GenerationConfig(), {"temperature": NAN}, "temperature"),
+]
+
+
+def problems(settings: Any) -> list[str]:
+    return list(settings.problems()) if hasattr(settings, "problems") else []
+
+
+def label(value: object) -> str | None:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={setting}" for name, setting in value.items())[:40]
+    return type(value).__name__ if dataclasses.is_dataclass(value) else None
+
+
+@pytest.mark.parametrize(("good", "change", "named"), MISTAKES, ids=label)
+def test_a_value_out_of_range_is_named(good: Any, change: dict[str, Any], named: str) -> None:
+    (problem,) = problems(replace(good, **change))
+    assert problem.startswith(named)
+
+
+@pytest.mark.parametrize(
+    "settings", [SOURCE, BUILD, TRAIN, MODEL, OptimizerConfig(), EvalConfig(), ChatConfig(), ExportConfig()], ids=label
+)
+def test_the_defaults_have_no_problem(settings: Any) -> None:
+    assert problems(settings) == []
+
+
+def test_several_problems_are_listed_together() -> None:
+    assert len(problems(replace(TRAIN, epochs=0.0, keep_checkpoints=0, max_steps=0))) == 3
+
+
+def test_the_card_s_values_are_the_defaults() -> None:
+    optimizer = OptimizerConfig()
+    assert (optimizer.lr, optimizer.betas, optimizer.weight_decay) == (2e-5, (0.9, 0.99), 0.01)
+    assert (TRAIN.precision, TRAIN.batch_packs, BUILD.seq_len) == ("fp16", 256, 4096)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_settings_cannot_be_changed_once_resolved(kind: Any) -> None:
+    assert kind.__dataclass_params__.frozen
+    hints = typing.get_type_hints(kind).values()
+    assert not [hint for hint in hints if (typing.get_origin(hint) or hint) in (list, set)]
+
+
+def reads(name: str) -> Iterator[str]:
+    """Where code outside the schema reads a setting: as an attribute, or by key once it is in a manifest."""
+    pattern = re.compile(rf"\.{name}\b(?!\s*=[^=])|\[[\"']{name}[\"']\]|\"{name}\"")
+    for path in (ROOT / "sft").rglob("*.py"):
+        if path.name != "config.py":
+            yield from (f"{path}: {line}" for line in path.read_text().splitlines() if pattern.search(line))
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_setting_is_read_by_some_code(kind: type, name: str) -> None:
+    assert list(reads(name)), f"{kind.__name__}.{name} does nothing"
+
+
+def test_the_scan_for_readers_can_fail() -> None:
+    assert not list(reads("no_such_setting"))
