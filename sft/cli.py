@@ -199,6 +199,7 @@ def _export(options: argparse.Namespace) -> None:
     from sft.export.huggingface import export
 
     export(find(options.checkpoint), options.out, loaded.config)
+    print(f"written to {options.out} in {loaded.config.dtype}; transformers reads it back as the same model")
 
 
 def _from_arguments(schema: type[Any], options: argparse.Namespace) -> Any:

@@ -35,7 +35,7 @@ def overview(folder: Path, console: Console) -> None:
     console.print(sources)
     for name, facts in manifest["sources"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in facts["reasons"].items())
-        console.print(f"dropped from {name}: {reasons or 'nothing'}", highlight=False)
+        console.print(f"dropped from {name}: {reasons or 'nothing'}", highlight=False, soft_wrap=True)
 
 
 def show_pack(folder: Path, split: str, index: int, console: Console) -> None:

@@ -110,7 +110,7 @@ def _data(shards: Mapping[str, Any]) -> Iterator[str]:
     for source in sources.values():
         commercial = "yes" if source["commercial"] else "no"
         yield f"| {source['title']} | {source['hub_id']} | {source['licence']} | {commercial} |"
-    yield from ("", *(f"- {source['title']}: {source['citation']}" for source in sources.values()))
+    yield from ("", *dict.fromkeys(f"- {source['title']}: {source['citation']}" for source in sources.values()))
 
 
 def _licence(training: Mapping[str, Any] | None) -> Iterator[str]:

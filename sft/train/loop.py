@@ -58,6 +58,8 @@ def run_to_end(run: Run) -> None:
     """Take steps until none is left, then save the result."""
     num_steps = run.inputs.order.num_steps
     run.tracker.log(track.START, run.counts.num_steps, num_steps=num_steps, versions=versions())
+    if run.counts.num_steps:
+        print(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
     with progress("training", num_steps, unit="steps", start=run.counts.num_steps) as advance:
         while not run.is_finished:
             stop_if_asked(run)

@@ -26,7 +26,7 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
 
 # name, what is put into sources_dir, exit code, what the message must say
 BAD_SOURCES: list[tuple[str, Callable[[Path], object], int, list[str]]] = [
-    ("missing file", lambda folder: None, 65, ["no file for alpaca", "sources.alpaca.enabled=false"]),
+    ("missing file", lambda _: None, 65, ["no file for alpaca", "sources.alpaca.enabled=false"]),
     (
         "wrong schema",
         write("alpaca.jsonl", lines([{"question": "a", "reply": "b"}] * 5)),

@@ -97,6 +97,10 @@ def test_inspect_shows_roles_and_traces_a_token_to_its_row(
     assert "numbered from 0" in capsys.readouterr().err
 
 
+# One worker runs them all, so that the demo is made once.
+in_one_worker = pytest.mark.xdist_group("demo")
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The demo's folder and what it printed."""
@@ -106,6 +110,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, result.stdout
 
 
+@in_one_worker
 def test_demo_learns_to_answer_its_training_prompts(demo: tuple[Path, str]) -> None:
     out, printed = demo
     assert "3 of 3 training prompts answered word for word" in printed
@@ -114,6 +119,7 @@ def test_demo_learns_to_answer_its_training_prompts(demo: tuple[Path, str]) -> N
     assert {"alpaca", "gpt4all", "hh", "dolly", "sharegpt", "all"} <= losses.keys()
 
 
+@in_one_worker
 def test_demo_run_again_finds_everything_done(demo: tuple[Path, str]) -> None:
     out, _ = demo
     before = file_sha256(out / "shards/manifest.json")
@@ -123,6 +129,7 @@ def test_demo_run_again_finds_everything_done(demo: tuple[Path, str]) -> None:
     assert file_sha256(out / "shards/manifest.json") == before
 
 
+@in_one_worker
 @pytest.mark.parametrize("folder", ["shards", "run"])
 def test_demo_output_verifies(demo: tuple[Path, str], folder: str) -> None:
     result = run("verify", str(demo[0] / folder))
@@ -130,6 +137,7 @@ def test_demo_output_verifies(demo: tuple[Path, str], folder: str) -> None:
     assert "all as they must be" in result.stdout or "every hash true" in result.stdout
 
 
+@in_one_worker
 def test_chat_answers_line_by_line_and_remembers(demo: tuple[Path, str]) -> None:
     out, _ = demo
     sample = json.loads((out / "run/eval.json").read_text())[0]["samples"][0]
@@ -140,6 +148,7 @@ def test_chat_answers_line_by_line_and_remembers(demo: tuple[Path, str]) -> None
     assert "(a new conversation)" in result.stdout
 
 
+@in_one_worker
 def test_exported_model_is_as_good_as_the_checkpoint(demo: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = demo
     result = run("eval", str(out / "model"), f"shards={out / 'shards'}", f"out={tmp_path / 'eval.json'}")

@@ -103,6 +103,7 @@ class TorchEngine:
             for key, value in moments.get(number, {}).items()
         }
         save_file(tensors, folder / OPTIMIZER)
+        (folder / OPTIMIZER).chmod(0o644)  # safetensors leaves its files readable by their owner only
         return {"loss_scale": self._scaler.state_dict()}
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
