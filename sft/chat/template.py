@@ -59,16 +59,12 @@ def encode(
 
     A single exchange that does not fit becomes a Drop, or a truncated document without its end, as the layout says.
     """
-    texts = [
-        text
-        for conversation, system in zip(conversations, systems, strict=True)
-        for text in (system, *(message.text for message in conversation.messages))
-    ]
-    encoded = iter(tokenizer.encode(texts))
-    for conversation, layout in zip(conversations, layouts, strict=True):
-        system_ids = next(encoded)
+    distinct = list(dict.fromkeys(systems))  # a source has one or a few system texts for all its rows
+    system_ids = dict(zip(distinct, tokenizer.encode(distinct), strict=True))
+    encoded = iter(tokenizer.encode([message.text for item in conversations for message in item.messages]))
+    for conversation, system, layout in zip(conversations, systems, layouts, strict=True):
         exchanges = [(next(encoded), next(encoded)) for _ in conversation.exchanges]
-        yield list(_pieces(conversation, system_ids, exchanges, tokenizer, layout))
+        yield list(_pieces(conversation, system_ids[system], exchanges, tokenizer, layout))
 
 
 def encode_prompt(messages: Sequence[Message], system: str, tokenizer: ChatTokenizer) -> list[int]:

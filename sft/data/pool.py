@@ -23,7 +23,7 @@ def run_chunks(config: BuildConfig, recipes: Path, chunks: Iterator[Chunk]) -> G
     """
     # One tokenizer thread per process: the processes are the parallelism, and their number is the user's.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    num_workers = config.workers or len(os.sched_getaffinity(0))
+    num_workers = config.workers or _num_cores()
     if num_workers == 1:
         yield from map(Worker(config, recipes).run, chunks)
         return
@@ -34,6 +34,11 @@ def run_chunks(config: BuildConfig, recipes: Path, chunks: Iterator[Chunk]) -> G
         raise PeerError("a worker process died", hint="check memory, or use fewer: workers=1") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _num_cores() -> int:
+    """The cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(config: BuildConfig, recipes: Path) -> None:

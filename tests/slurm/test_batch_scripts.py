@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Project
+if TYPE_CHECKING:
+    from tests.slurm.conftest import Project
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
 
@@ -40,6 +42,7 @@ CASES: dict[str, tuple[str, Sequence[str], Sequence[Start]]] = {
     "outside_a_job": (*TRAIN, [Start({"SLURM_JOB_ID": ""})]),
     "submitted_elsewhere": (*TRAIN, [Start({"SLURM_SUBMIT_DIR": "/nowhere"})]),
     "no_environment": (*TRAIN, [Start({"SFT_VENV": "/nowhere/venv"})]),
+    "bad_restart_limit": (*TRAIN, [Start({"SFT_MAX_RESTARTS": "many"})]),
     "success": (*TRAIN, [Start()]),
     "odd_arguments": (
         "train.sbatch",
@@ -59,7 +62,17 @@ CASES: dict[str, tuple[str, Sequence[str], Sequence[Start]]] = {
     "no_progress": (*TRAIN, [stopped(0, "step-00000004"), stopped(1), stopped(2), stopped(3)]),
     "progress_in_between": (
         *TRAIN,
-        [stopped(0), stopped(1), stopped(2, "step-00000100"), stopped(3), stopped(4, "step-00000099")],
+        [stopped(0), stopped(1), stopped(2, "step-00000004"), stopped(3), stopped(4)],
+    ),
+    "fallen_back": (
+        *TRAIN,
+        [
+            stopped(0, "step-00000004"),
+            stopped(1, "step-00000008"),
+            stopped(2, STUB_DAMAGED="step-00000008"),
+            stopped(3),
+            stopped(4),
+        ],
     ),
     "no_progress_of_another_job": (*TRAIN, [stopped(0), stopped(1), stopped(0, SLURM_JOB_ID="8")]),
     "cancelled": (*TRAIN, [stopped(0, "step-00000004", STUB_STATE="COMPLETING")]),
@@ -86,7 +99,7 @@ CASES: dict[str, tuple[str, Sequence[str], Sequence[Start]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_call_and_line_is_as_in_the_golden_transcript(name: str, project: Project) -> None:
+def test_every_call_and_line_is_as_in_the_golden_transcript(name: str, project: "Project") -> None:
     script, arguments, starts = CASES[name]
     transcripts = []
     for start in starts:
@@ -103,7 +116,7 @@ def test_every_golden_transcript_has_its_case() -> None:
 
 @pytest.mark.parametrize("variable", ["", "SFT_VENV"])
 def test_sft_is_taken_from_the_environment_of_the_project_or_the_one_that_is_named(
-    variable: str, project: Project
+    variable: str, project: "Project"
 ) -> None:
     environment = project.folder / (".venv" if not variable else "other")
     own = environment / "bin" / "sft"

@@ -13,14 +13,39 @@ from sft.chat.tokenizer import END, PADDING, TAGS, ChatTokenizer
 
 TAG_TEXTS = (END, PADDING, *TAGS)
 PIECES = ["<", "|", ">", "<|", "|>", "<|US", "ER|>", "USER", "ASSISTANT", "SYSTEM", "endoftext", "<|<|USER|>|>"]
-LOOK_ALIKES = ["<|user|>", "<| USER |>", "<\u200b|USER|>", "＜｜USER｜＞", "‹|USER|›", "<|UЅER|>", "<|USER|\u200d>", "&lt;|USER|&gt;"]
+LOOK_ALIKES = [
+    "<|user|>",
+    "<| USER |>",
+    "<\u200b|USER|>",
+    "＜｜USER｜＞",
+    "‹|USER|›",
+    "<|UЅER|>",
+    "<|USER|\u200d>",
+    "&lt;|USER|&gt;",
+]
 INVISIBLE = ["\u200b", "\u200d", "\ufeff", "\u2060", "\u202e", "\u00ad", "\u180e", "\ufe0f"]
-LETTERS = ["e\u0301", "\u00e9", "A\u030a", "\u212b", "\ufb01", "\u1e9b\u0323", "가", "\u1100\u1161", "ÿ", "Ġ", "Ċ", "ĉ", "\ufffd"]
+LETTERS = [
+    "e\u0301",
+    "\u00e9",
+    "A\u030a",
+    "\u212b",
+    "\ufb01",
+    "\u1e9b\u0323",
+    "가",
+    "\u1100\u1161",
+    "ÿ",
+    "Ġ",
+    "Ċ",
+    "ĉ",
+    "\ufffd",
+]
 PICTURES = ["🙂", "👩‍💻", "👍🏽", "🇩🇪", "\U0010ffff", "𝕏"]
 BLANKS = [" ", "  ", " " * 17, "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u3000", "\u2028", "\x85", "\x00"]
 HOSTILE = [*TAG_TEXTS, *PIECES, *LOOK_ALIKES, *INVISIBLE, *LETTERS, *PICTURES, *BLANKS, "a", "0", "\\u003c|USER|>"]
 
-TEXT = st.lists(st.sampled_from(HOSTILE) | st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8).map("".join)
+TEXT = st.lists(st.sampled_from(HOSTILE) | st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8).map(
+    "".join
+)
 SPOKEN = TEXT.filter(str.strip)
 EXCHANGES = st.lists(st.tuples(SPOKEN, SPOKEN), min_size=1, max_size=4)
 

@@ -253,4 +253,7 @@ def test_the_mask_follows_from_the_control_tokens_alone(case: Case) -> None:
 def test_answers_stand_between_their_tag_and_the_next_control_token(letters: ChatTokenizer) -> None:
     document = encoded(letters, Layout(100), "a", "bc", "d", "e", system="S")
     assert answer_spans(document.ids, letters) == [(5, 7), (10, 11)]
-    assert letters.decode([document.ids[start:end] for start, end in answer_spans(document.ids, letters)]) == ["bc", "e"]
+    assert letters.decode([document.ids[start:end] for start, end in answer_spans(document.ids, letters)]) == [
+        "bc",
+        "e",
+    ]

@@ -22,9 +22,7 @@ def conversation(*texts: str) -> Conversation:
     return Conversation(tuple(Message("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)))
 
 
-def encode_one(
-    talk: Conversation, tokenizer: ChatTokenizer, layout: Layout, system: str = "S"
-) -> list[Encoded | Drop]:
+def encode_one(talk: Conversation, tokenizer: ChatTokenizer, layout: Layout, system: str = "S") -> list[Encoded | Drop]:
     (pieces,) = encode([talk], [system], tokenizer, [layout])
     return pieces
 

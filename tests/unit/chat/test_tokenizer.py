@@ -170,9 +170,9 @@ def test_the_text_of_a_control_token_is_text(token: str, frame: str, tokenizer: 
 
 def test_control_tokens_are_written_out_when_decoded(tokenizer: ChatTokenizer) -> None:
     assert tokenizer.decode([tokenizer.control_ids]) == ["".join((END, PADDING, *TAGS))]
-    assert [name for name, is_one in zip(range(tokenizer.num_ids), tokenizer.is_control, strict=True) if is_one] == sorted(
-        tokenizer.control_ids
-    )
+    assert [
+        name for name, is_one in zip(range(tokenizer.num_ids), tokenizer.is_control, strict=True) if is_one
+    ] == sorted(tokenizer.control_ids)
 
 
 def test_texts_are_encoded_each_for_itself(tokenizer: ChatTokenizer) -> None:

@@ -1,5 +1,7 @@
 """The held-out conversations are a pure function of content and seed."""
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,7 +48,7 @@ def test_every_source_of_two_gives_something_and_never_all_is_held_out(
 
 @given(documents=DOCUMENTS, share=SHARES, seed=st.integers(0, 2**40), shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_does_not_matter(
-    documents: list[tuple[int, int]], share: float, seed: int, shuffle: "st.random.Random"
+    documents: list[tuple[int, int]], share: float, seed: int, shuffle: Random
 ) -> None:
     mixed = list(documents)
     shuffle.shuffle(mixed)
@@ -84,7 +86,9 @@ def test_each_source_is_split_as_if_it_were_alone() -> None:
     assert together.tolist() == np.concatenate(apart).tolist()
 
 
-@pytest.mark.xfail(strict=True, reason="seeds multiply by 1, 3, 5 … times one number, so their choices overlap by 1/3, 1/5 …")
+@pytest.mark.xfail(
+    strict=True, reason="seeds multiply by 1, 3, 5 … times one number, so their choices overlap by 1/3, 1/5 …"
+)
 @pytest.mark.parametrize(("one", "other"), [(0, 1), (0, 2), (1, 2)])
 def test_seeds_choose_independently(one: int, other: int) -> None:
     digest = digests(np.random.default_rng(0), 100_000)

@@ -31,7 +31,11 @@ def hold() -> Iterator[Hold]:
 
     def start(path: Path) -> "subprocess.Popen[str]":
         holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOLDER, str(path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         started.append(holder)
         assert holder.stdout is not None
