@@ -22,17 +22,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeConfig = Callable[..., TrainConfig]
 CHILD = Path(__file__).with_name("child.py")
-LAST = "checkpoints/step-00000012"
+TWENTY_STEPS: dict[str, Any] = {"epochs": 10 / 3, "save_every_steps": 5}
+LAST = "checkpoints/step-00000020"
 
 # What happens to a run (see child.py), in which precision, its exit code, and the checkpoint left to go on from.
 EVENTS = {
-    "killed in fp32": ("fp32", "kill:6", -9, 4),
-    "killed in bf16": ("bf16", "kill:6", -9, 4),
-    "killed in fp16": ("fp16", "kill:6", -9, 4),
-    "killed while saving": ("fp32", "save:8", -9, 4),
+    "killed in fp32": ("fp32", "kill:12", -9, 10),
+    "killed in bf16": ("bf16", "kill:12", -9, 10),
+    "killed in fp16": ("fp16", "kill:12", -9, 10),
+    "killed while saving": ("fp32", "save:15", -9, 10),
     "killed before its first save": ("fp32", "kill:3", -9, None),
-    "stopped by SIGTERM": ("fp32", "SIGTERM:6", 75, 7),  # the step in progress is finished first
-    "stopped by SIGUSR1": ("fp32", "SIGUSR1:6", 75, 7),
+    "stopped by SIGTERM": ("fp32", "SIGTERM:9", 75, 10),  # the step in progress is finished first
+    "stopped by SIGUSR1": ("fp32", "SIGUSR1:9", 75, 10),
 }
 
 
@@ -48,7 +49,7 @@ class Died:
 @pytest.fixture(scope="module")
 def died(shared_tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Died]:
     """Every event's run, all by one child process, because importing PyTorch takes seconds."""
-    configs = {name: shared_tiny_config(precision=precision) for name, (precision, *_) in EVENTS.items()}
+    configs = {name: shared_tiny_config(precision=precision, **TWENTY_STEPS) for name, (precision, *_) in EVENTS.items()}
     arguments = []
     for number, (name, (_, event, *_)) in enumerate(EVENTS.items()):
         path = tmp_path_factory.mktemp("configs") / f"{number}.yaml"
@@ -67,7 +68,7 @@ def straight(shared_tiny_config: MakeConfig) -> Callable[[str], Path]:
 
     def run(precision: str) -> Path:
         if precision not in folders:
-            config = shared_tiny_config(precision=precision)
+            config = shared_tiny_config(precision=precision, **TWENTY_STEPS)
             train(config)
             folders[precision] = Path(config.out)
         return folders[precision]
@@ -89,7 +90,7 @@ def test_run_that_died_goes_on_and_ends_with_the_same_bits(
 @pytest.fixture
 def finished(straight: Callable[[str], Path], tiny_config: MakeConfig) -> TrainConfig:
     """The config of a finished run, in a folder that the test may hurt."""
-    config = tiny_config()
+    config = tiny_config(**TWENTY_STEPS)
     shutil.copytree(straight("fp32"), config.out)
     return config
 
@@ -102,7 +103,7 @@ def test_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(
     train(finished)
     assert final_state(out) == final_state(straight("fp32"))
     assert "model.safetensors: changed" in caplog.text
-    assert (out / "checkpoints/.bad-step-00000012").is_dir()
+    assert (out / "checkpoints/.bad-step-00000020").is_dir()
 
 
 def test_metrics_past_the_restored_step_are_marked_superseded(finished: TrainConfig) -> None:
@@ -110,9 +111,9 @@ def test_metrics_past_the_restored_step_are_marked_superseded(finished: TrainCon
     flip_bit(out / LAST / "optimizer.safetensors")
     train(finished)
     records = [record for record in read_records(out / "metrics.jsonl") if record["kind"] == "step"]
-    assert [record["step"] for record in records if record.get("superseded")] == [9, 10, 11, 12]
+    assert [record["step"] for record in records if record.get("superseded")] == [16, 17, 18, 19, 20]
     attempts = [(record["step"], record["attempt"]) for record in records if not record.get("superseded")]
-    assert attempts == [(step, 1 if step <= 8 else 2) for step in range(1, 13)]
+    assert attempts == [(step, 1 if step <= 15 else 2) for step in range(1, 21)]
 
 
 def test_run_without_a_whole_checkpoint_left_is_never_started_from_scratch(finished: TrainConfig) -> None:

@@ -158,8 +158,8 @@ def test_a_finished_build_is_kept(raw: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
-    "setting": lambda raw: ["seed=1"],
-    "source off": lambda raw: ["sources.zeta.enabled=false"],
+    "setting": lambda _: ["seed=1"],
+    "source off": lambda _: ["sources.zeta.enabled=false"],
     "recipe": lambda raw: (raw.recipes / "zeta" / "convert.py").open("a").write("\n# changed\n") and [],
     "raw file": lambda raw: (raw.sources_dir / "zeta.jsonl").open("a").write('{"turns": ["a", "b"]}\n') and [],
     "more files": lambda raw: (
@@ -234,7 +234,7 @@ def test_two_builds_of_one_folder_do_not_run_together(raw: Any, monkeypatch: pyt
 def test_sources_without_files_are_all_named_with_the_way_out(raw: Any) -> None:
     for name in ("alpha", "zeta"):
         (raw.sources_dir / f"{name}.jsonl").unlink()
-    with pytest.raises(DataError, match="alpha.*zeta") as caught:
+    with pytest.raises(DataError, match=r"alpha.*zeta") as caught:
         built(raw)
     assert "sources.alpha.enabled=false sources.zeta.enabled=false" in str(caught.value)
     with pytest.raises(DataError, match="no such folder"):
@@ -252,7 +252,7 @@ def test_a_broken_source_stops_the_build_before_the_next_one(raw: Any, monkeypat
     read: list[str] = []
     original = build_module.read_rows
     monkeypatch.setattr(build_module, "read_rows", lambda path: read.append(path.name) or original(path))
-    with pytest.raises(DataError, match="100 of 100 rows are unreadable; first alpha.jsonl, row 0: invalid_json"):
+    with pytest.raises(DataError, match=r"100 of 100 rows are unreadable; first alpha\.jsonl, row 0: invalid_json"):
         built(raw)
     assert "zeta.jsonl" not in read[1:-1]
     assert not Path(raw.config().out).exists()
@@ -301,7 +301,7 @@ def test_a_raw_file_that_changes_during_the_build_is_noticed(raw: Any, monkeypat
         return found
 
     monkeypatch.setattr(build_module, "identify_sources", edit_afterwards)
-    with pytest.raises(SftError, match="zeta.jsonl"):
+    with pytest.raises(SftError, match=r"zeta\.jsonl"):
         built(raw)
 
 

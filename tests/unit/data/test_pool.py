@@ -22,7 +22,7 @@ class LazyExecutor:
         executor = self
 
         class Lazy(Future):  # type: ignore[type-arg]
-            def result(self, timeout: float | None = None) -> Any:
+            def result(self, _: float | None = None) -> Any:
                 executor.waiting -= 1
                 return function(chunk)
 

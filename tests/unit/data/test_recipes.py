@@ -65,7 +65,7 @@ def test_a_source_that_is_no_mapping_is_refused(value: Any, raw: Any) -> None:
 @pytest.mark.parametrize("value", [True, 5, "on", ["weight"]])
 def test_a_source_that_is_something_else_is_refused(value: Any, raw: Any) -> None:
     rewrite(raw.mixture, sources={"alpha": value})
-    with pytest.raises(ConfigError, match="sources.alpha: expected a mapping"):
+    with pytest.raises(ConfigError, match=r"sources\.alpha: expected a mapping"):
         raw.config()
 
 

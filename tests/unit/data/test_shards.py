@@ -193,14 +193,16 @@ def test_packs_are_read_from_the_file_without_a_copy(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train-00001-of-00003.arrow", DOCUMENTS, QUARANTINE])
-@pytest.mark.parametrize("part", range(50))
-def test_a_flipped_bit_anywhere_is_refused(part: int, name: str, folder: Path) -> None:
-    content = bytearray((folder / name).read_bytes())
-    place = (len(content) - 1) * part // 49
-    content[place] ^= 1 << part % 8
+def test_a_flipped_bit_anywhere_is_refused(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    for part in range(50):
+        flipped = bytearray(content)
+        flipped[(len(content) - 1) * part // 49] ^= 1 << part % 8
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(DataError, match=f"{name}: changed"):
+            Shards.open(folder)
     (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"{name}: changed"):
-        Shards.open(folder)
+    Shards.open(folder)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

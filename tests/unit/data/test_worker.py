@@ -221,7 +221,7 @@ BROKEN_RECIPES = {
 @pytest.mark.parametrize("code", BROKEN_RECIPES.values(), ids=BROKEN_RECIPES)
 def test_a_recipe_that_fails_is_named_with_its_row(code: str, run: Callable[..., ChunkResult], tmp_path: Path) -> None:
     (tmp_path / "recipes" / "talks" / "convert.py").write_text(code)
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+    with pytest.raises(Exception) as caught:  # noqa: PT011
         run([(17, row(*WORDS))])
     assert "talks" in str(caught.value)
     assert "17" in str(caught.value)

@@ -50,9 +50,9 @@ def hold() -> Iterator[Hold]:
 
 def test_a_second_process_is_refused_and_told_who_holds_it(hold: Hold, tmp_path: Path) -> None:
     holder = hold(tmp_path / "run" / ".lock")
-    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on {os.uname().nodename}") as caught:
-        with lease(tmp_path / "run" / ".lock"):
-            raise AssertionError("held twice")
+    message = f"in use by process {holder.pid} on {os.uname().nodename}"
+    with pytest.raises(StorageError, match=message) as caught, lease(tmp_path / "run" / ".lock"):
+        pytest.fail("held twice")
     assert str(tmp_path / "run") in str(caught.value)
 
 
@@ -73,9 +73,9 @@ def test_a_lease_is_free_when_its_process_is_killed(hold: Hold, tmp_path: Path) 
 
 
 def test_one_process_cannot_hold_it_twice_either(tmp_path: Path) -> None:
-    with lease(tmp_path / ".lock"), pytest.raises(StorageError, match=f"process {os.getpid()} "):
-        with lease(tmp_path / ".lock"):
-            raise AssertionError("held twice")
+    again = lease(tmp_path / ".lock")
+    with lease(tmp_path / ".lock"), pytest.raises(StorageError, match=f"process {os.getpid()} "), again:
+        pytest.fail("held twice")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -79,15 +79,14 @@ def test_the_content_digest_tells_contents_apart(change: Callable[[Path], None],
     assert write_manifest(folder, KIND, VERSION, {})["content_digest"] != before
 
 
-@pytest.mark.parametrize(
-    ("name", "bit"), [(name, bit) for name, content in FILES.items() for bit in range(0, 8 * len(content), 101)]
-)
-def test_a_flipped_bit_is_noticed(name: str, bit: int, folder: Path) -> None:
-    content = bytearray(FILES[name])
-    content[bit // 8] ^= 1 << bit % 8
-    (folder / name).write_bytes(content)
-    (found,) = damage(folder)
-    assert found.startswith(f"{name}: changed")
+@pytest.mark.parametrize("name", [name for name, content in FILES.items() if content])
+def test_a_flipped_bit_is_noticed(name: str, folder: Path) -> None:
+    for bit in range(0, 8 * len(FILES[name]), 101):
+        content = bytearray(FILES[name])
+        content[bit // 8] ^= 1 << bit % 8
+        (folder / name).write_bytes(content)
+        (found,) = damage(folder)
+        assert found.startswith(f"{name}: changed")
 
 
 def swap(folder: Path) -> None:

@@ -24,6 +24,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+def interrupt(folder: Path, error: BaseException) -> None:
+    """Write half of what was to be published, then fail."""
+    (folder / "file").write_text("half")
+    raise error
+
+
 def test_a_folder_appears_under_its_name_when_the_block_ends(final: Path) -> None:
     with staged(final) as folder:
         (folder / "deep" / "er").mkdir(parents=True)
@@ -36,15 +42,13 @@ def test_a_folder_appears_under_its_name_when_the_block_ends(final: Path) -> Non
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError])
 def test_an_interrupted_block_publishes_nothing(error: type[BaseException], final: Path) -> None:
     with pytest.raises(error), staged(final) as folder:
-        (folder / "file").write_text("half")
-        raise error
+        interrupt(folder, error())
     assert names(final.parent) == []
 
 
 def test_a_failing_disk_publishes_nothing_and_is_named(final: Path) -> None:
     with pytest.raises(StorageError, match="No space left") as caught, staged(final) as folder:
-        (folder / "file").write_text("half")
-        raise OSError(28, "No space left on device")
+        interrupt(folder, OSError(28, "No space left on device"))
     assert str(final) in str(caught.value)
     assert names(final.parent) == []
 
@@ -92,10 +96,8 @@ def test_what_exists_is_never_overwritten(kind: str, final: Path) -> None:
 
 
 def test_a_folder_that_appeared_meanwhile_is_not_overwritten(final: Path) -> None:
-    with pytest.raises(StorageError), staged(final) as folder:
-        (folder / "file").write_text("late")
-        final.mkdir()
-        (final / "other").write_text("first")
+    with pytest.raises(StorageError), staged(final):
+        write_text(final / "other", "first")
     assert names(final.parent) == ["final", "final/other"]
 
 
