@@ -182,8 +182,9 @@ def stop_if_asked(run: Run) -> None:
         save(run)
     run.tracker.log(track.STOP, step, reason=reason)
     run.stop.clear_file()
+    place = f"after step {step} of {run.inputs.order.num_steps}, which is saved" if step else "before the first step"
     raise StopRequested(
-        f"{reason}: stopped after step {step} of {run.inputs.order.num_steps}, which is saved",
+        f"{reason}: stopped {place}",
         on=run.folder.path,
         hint="run the same command again to go on from there",
     )

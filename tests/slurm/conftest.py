@@ -32,16 +32,16 @@ class Project:
     def start(self, script: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
         """Run a copy of the script from a spool folder, as Slurm does."""
         copied = shutil.copy(SCRIPTS / script, self._spool / "slurm_script")
-        self._running.append(
-            subprocess.Popen(
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
                 ["bash", copied, *arguments],
                 cwd=self.folder,
                 env=self._environ(environ),
-                stdout=self._log.open("wb"),
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        )
+        self._running.append(process)
 
     def play(self, event: str) -> None:
         """Let one thing happen: `await FILE` of a stub, `touch FILE` for a stub, or `signal NAME` to the script."""
