@@ -13,10 +13,11 @@ from rich.table import Table
 
 from sft.chat.template import CARD_SYSTEM_PROMPT
 from sft.config import EvalConfig
-from sft.data.shards import Shards
+from sft.data.shards import Shards, Split
 from sft.errors import ConfigError
 from sft.evals.load import Loaded, load
 from sft.evals.samples import samples
+from sft.progress import progress
 from sft.storage.publish import write_text
 from sft.train.precision import autocast
 from sft.train.validate import SourceLoss, held_out_loss
@@ -59,7 +60,6 @@ def show(result: dict[str, Any], console: Console) -> None:
 def _evaluate(loaded: Loaded, config: EvalConfig, device: torch.device) -> dict[str, Any]:
     shards = _shards(loaded, config)
     measured = dict(_losses(loaded, shards, config, device)) if shards else {}
-    packs = len(shards.split(config.split)) if shards else 0
     with torch.inference_mode(), autocast(device, config.precision):
         answers = list(samples(loaded, config.prompts, config.system or CARD_SYSTEM_PROMPT, config.generation))
     return {
@@ -70,7 +70,7 @@ def _evaluate(loaded: Loaded, config: EvalConfig, device: torch.device) -> dict[
             "name": shards.manifest["name"],
             "content_digest": shards.manifest["content_digest"],
             "split": config.split,
-            "packs": packs if config.max_packs is None else min(packs, config.max_packs),
+            "packs": _num_packs(shards.split(config.split), config),
         },
         "losses": measured,
         "samples": [asdict(sample) for sample in answers],
@@ -81,17 +81,24 @@ def _evaluate(loaded: Loaded, config: EvalConfig, device: torch.device) -> dict[
     }
 
 
+def _num_packs(split: Split, config: EvalConfig) -> int:
+    return len(split) if config.max_packs is None else min(len(split), config.max_packs)
+
+
 def _losses(
     loaded: Loaded, shards: Shards, config: EvalConfig, device: torch.device
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    losses: dict[str, SourceLoss] = held_out_loss(
-        loaded.model,
-        shards.split(config.split),
-        shards.documents,
-        max_packs=config.max_packs,
-        micro_batch_packs=config.micro_batch_packs,
-        autocast=lambda: autocast(device, config.precision),
-    )
+    split = shards.split(config.split)
+    with progress("evaluate", _num_packs(split, config), unit="packs") as advance:
+        losses: dict[str, SourceLoss] = held_out_loss(
+            loaded.model,
+            split,
+            shards.documents,
+            max_packs=config.max_packs,
+            micro_batch_packs=config.micro_batch_packs,
+            autocast=lambda: autocast(device, config.precision),
+            advance=advance,
+        )
     for name, value in losses.items():
         if value.num_tokens:
             yield (

@@ -17,6 +17,7 @@ from sft.data.shards import DocumentTable, Split
 from sft.model.attention import Documents
 from sft.model.loss import token_losses
 from sft.model.neox import NeoX
+from sft.progress import Advance
 
 ALL = "all"
 """The entry that sums up every source."""
@@ -56,8 +57,12 @@ def held_out_loss(
     max_packs: int | None,
     micro_batch_packs: int,
     autocast: Callable[[], AbstractContextManager[object]],
+    advance: Advance | None = None,
 ) -> dict[str, SourceLoss]:
-    """The loss on the first packs of a split, for each source that occurs in them and for all together."""
+    """The loss on the first packs of a split, for each source that occurs in them and for all together.
+
+    `advance` is told of every pack that is done.
+    """
     num_sources = len(documents.sources)
     sums = np.zeros((3, num_sources))
     packs = range(len(split) if max_packs is None else min(max_packs, len(split)))
@@ -66,6 +71,8 @@ def held_out_loss(
         source_S = _sources(batch, documents)
         for row, weights in enumerate((nll_S, np.ones(len(nll_S)), correct_S)):
             sums[row] += np.bincount(source_S, weights, minlength=num_sources)
+        if advance is not None:
+            advance(micro_batch_packs, "")
     losses = {
         name: SourceLoss(float(nll), int(tokens), int(correct))
         for name, (nll, tokens, correct) in zip(documents.sources, sums.T, strict=True)
