@@ -20,7 +20,7 @@ def run(*words: str, stdin: str | None = None, **environ: str) -> subprocess.Com
     return subprocess.run(
         [sys.executable, "-m", "sft.cli", *words],
         cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "2", "COLUMNS": "120", **environ},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environ},
         input=stdin,
         capture_output=True,
         text=True,

@@ -126,6 +126,27 @@ def test_the_defaults_have_no_problem(settings: Any) -> None:
     assert problems(settings) == []
 
 
+AT_THE_EDGE: list[tuple[Any, dict[str, Any]]] = [
+    (SOURCE, {"weight": 1.0, "max_rows": 1, "max_drop_share": 0.0, "max_damaged_share": 1.0}),
+    (BUILD, {"seq_len": 16, "valid_share": 0.0, "packs_per_shard": 1, "workers": 0}),
+    (BUILD, {"seq_len": 65535, "valid_share": 0.49}),
+    (MODEL, {"num_heads": 64, "rotary_pct": 0.0}),
+    (OptimizerConfig(), {"betas": (0.0, 0.999), "eps": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}),
+    (OptimizerConfig(), {"min_lr_ratio": 1.0}),
+    (
+        TRAIN,
+        {"batch_packs": 1, "epochs": 0.01, "max_steps": 1, "keep_checkpoints": 2, "eval_every_steps": 0, "seed": 0},
+    ),
+    (GenerationConfig(), {"max_new_tokens": 1, "temperature": 0.0, "top_p": 1.0}),
+    (InitConfig("scratch", "tiny"), {"vocab_size": 512}),
+]
+
+
+@pytest.mark.parametrize(("good", "change"), AT_THE_EDGE, ids=label)
+def test_the_last_value_inside_the_range_is_accepted(good: Any, change: dict[str, Any]) -> None:
+    assert problems(replace(good, **change)) == []
+
+
 def test_several_problems_are_listed_together() -> None:
     assert len(problems(replace(TRAIN, epochs=0.0, keep_checkpoints=0, max_steps=0))) == 3
 

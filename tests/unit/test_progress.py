@@ -8,7 +8,7 @@ from sft.progress import PLAIN_INTERVAL_S, progress
 class Clock:
     """A clock that a test sets."""
 
-    now_s = 0.0
+    now_s = 1000.0
 
     def __call__(self) -> float:
         return self.now_s
@@ -30,7 +30,7 @@ def test_a_log_gets_a_line_at_most_every_interval(capsys: pytest.CaptureFixture[
     clock = Clock()
     with progress("write", 1000, unit="packs", clock=clock) as advance:
         for second in range(1, 31):
-            clock.now_s = second * PLAIN_INTERVAL_S / 10
+            clock.now_s = 1000 + second * PLAIN_INTERVAL_S / 10
             advance(1, "")
     assert [line.partition("  ")[0] for line in lines(capsys)] == [f"write: {done}/1000 packs" for done in (10, 20, 30)]
 
@@ -49,7 +49,7 @@ def test_a_log_tells_how_long_it_will_still_take(
 ) -> None:
     clock = Clock()
     with progress("train", total, unit="steps", start=start, clock=clock) as advance:
-        clock.now_s = now_s
+        clock.now_s += now_s
         advance(done, "loss 2.1")
     assert lines(capsys) == [f"train: {start + done}/{total} steps loss 2.1 · {left} left"]
 
@@ -65,7 +65,7 @@ def test_without_a_known_end_only_the_count_is_told(capsys: pytest.CaptureFixtur
     clock = Clock()
     with progress("build", None, unit="rows", clock=clock) as advance:
         advance(500, "alpaca")
-        clock.now_s = 11
+        clock.now_s += 11
         advance(500, "dolly")
     assert lines(capsys) == ["build: 1000 rows dolly"]
 

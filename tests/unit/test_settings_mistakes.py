@@ -42,7 +42,8 @@ def refusal(*layers: Mapping[str, Any] | Layer, schema: type = Schema) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_key_is_told_with_its_file_and_the_nearest_name(yaml_file: Path) -> None:
+def test_an_unknown_key_is_told_with_its_file_and_the_nearest_name(tmp_path: Path) -> None:
+    yaml_file = tmp_path / "config.yaml"
     yaml_file.write_text("path: p\ncuont: 3\ninner: {rat: 1}\ntable: {one: {naem: x}}\n")
     message = refusal(read_yaml(yaml_file), read_arguments(["labl=x", "inner.nmae=x"]))
     assert message.startswith("5 mistakes in the configuration\n")

@@ -1,5 +1,7 @@
 """A conversation is alternating turns with text, or a reason why it is none."""
 
+from dataclasses import FrozenInstanceError, fields, replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +114,13 @@ def test_a_wrong_schema_names_the_columns_found() -> None:
     assert dropped == Drop(Reason.WRONG_SCHEMA, "expected q and a as text; found q: int, bad: NoneType")
     assert wrong_schema({}, "q").detail.endswith("found no columns")
     assert len(wrong_schema({f"column {number}": 1 for number in range(1000)}, "q").detail) < 400
+
+
+@pytest.mark.parametrize("value", [Message("user", "2?"), Drop(Reason.LANGUAGE), Conversation(tuple(turns("ua")))])
+def test_what_a_recipe_made_cannot_be_changed(value: Message | Drop | Conversation) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, fields(value)[0].name, "other")
+    assert value == replace(value)
 
 
 def test_damage_is_what_the_file_did_to_the_row() -> None:

@@ -35,7 +35,8 @@ def test_the_published_card_is_the_one_of_its_manifest(make: Callable[..., dict[
 def test_the_card_s_numbers_are_the_manifest_s(make: Callable[..., dict[str, Any]]) -> None:
     manifest = make()
     card = data_card(manifest)
-    heads, _, alpha, beta = table(card, "Sources")
+    heads, rules, alpha, beta = table(card, "Sources")
+    assert rules == ["---", *["---:"] * (len(heads) - 1)]
     assert heads[:4] == ["source", "rows read", "kept", "dropped"]
     assert alpha[:4] == ["alpha", "1,200", "1,200", "0"]
     assert beta[:4] == ["beta", "10", "9", "1"]

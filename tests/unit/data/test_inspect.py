@@ -42,6 +42,11 @@ def test_the_overview_tells_splits_sources_and_what_was_dropped(folder: Path, co
         assert f"{manifest['splits'][split]['density']:.3%}" in shown
     assert manifest["content_digest"][:12] in shown
     assert "dropped from talks: no_exchange 1" in shown
+    facts = manifest["sources"]["talks"]
+    (row,) = (line for line in shown.splitlines() if line.startswith("│ talks"))
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[1:5] == [str(facts[name]) for name in ("rows_read", "rows_kept", "documents", "tokens")]
+    assert cells[5] == f"{facts['supervised_tokens'] / facts['tokens']:.1%}"
 
 
 def test_a_pack_is_shown_as_it_is_read_with_its_lineage(folder: Path, console: Console) -> None:
@@ -52,6 +57,9 @@ def test_a_pack_is_shown_as_it_is_read_with_its_lineage(folder: Path, console: C
     for question, answer in [row for row in TALKS if len(row) == 2]:
         assert f"<|SYSTEM|>Answer shortly.<|USER|>{question}<|ASSISTANT|>{answer}<|endoftext|>" in shown
     assert "talks: talks.jsonl, row 0" in shown
+    first = split[0]
+    counts = f"{len(first.doc_ids_D)} documents, {first.num_tokens} of 64 tokens, {first.num_supervised} with loss"
+    assert f"train pack 0: {counts}" in shown
 
 
 def test_loss_is_underlined_and_nothing_else(folder: Path) -> None:

@@ -78,6 +78,14 @@ def test_without_a_share_nothing_is_held_out() -> None:
     assert not held_out(digests(np.random.default_rng(0), 100), np.zeros(100), 0, 0).any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_choice_favours_no_digest(seed: int) -> None:
+    digest = digests(np.random.default_rng(seed), 100_000)
+    chosen = digest[held_out(digest, np.zeros(len(digest)), 0.01, seed)] / 2.0**64
+    assert abs(chosen.mean() - 0.5) < 0.05
+    assert abs(chosen.std() - 12**-0.5) < 0.03
+
+
 def test_each_source_is_split_as_if_it_were_alone() -> None:
     digest = digests(np.random.default_rng(0), 500)
     source = np.repeat([0, 1], [400, 100])

@@ -18,6 +18,7 @@ from sft.storage.manifest import write_manifest
 TALKS = [
     [f"question {number}?", f"answer {number * 7}", "and?", "more."][: 2 + 2 * (number % 2)] for number in range(40)
 ]
+LONG = ["question?", "a very long answer " * 20]
 LAYOUTS = {
     "published": [],
     "no end": ["end_token=false"],
@@ -29,7 +30,7 @@ LAYOUTS = {
 
 @pytest.fixture
 def make(write_mixture: Callable[..., Any]) -> Callable[..., Path]:
-    raw = write_mixture(talks=TALKS)
+    raw = write_mixture(talks=[*TALKS, LONG])
     return lambda *arguments: build(raw.config(*arguments), raw.recipes).folder
 
 

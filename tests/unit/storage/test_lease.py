@@ -60,8 +60,9 @@ def test_a_lease_is_free_when_its_block_ends(hold: Hold, tmp_path: Path) -> None
     holder = hold(tmp_path / ".lock")
     holder.communicate("done\n")
     assert holder.returncode == 0
+    (tmp_path / ".lock").write_text("process 1234567890 on a host with a long name")
     with lease(tmp_path / ".lock"):
-        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
 
 
 def test_a_lease_is_free_when_its_process_is_killed(hold: Hold, tmp_path: Path) -> None:

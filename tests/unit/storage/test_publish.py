@@ -127,24 +127,32 @@ def test_staging_is_beside_the_final_place_and_hidden(final: Path) -> None:
     assert staging_path(final).name.startswith(".")
 
 
-def test_everything_below_is_synced_files_before_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Path and size of everything below the test's folder that is forced to disk, in order."""
+    found: list[tuple[str, int]] = []
+
+    def note(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        found.append((path.relative_to(tmp_path).as_posix(), path.stat().st_size if path.is_file() else 0))
+
+    monkeypatch.setattr(os, "fsync", note)
+    return found
+
+
+def num_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_everything_below_is_synced_files_before_folders(tmp_path: Path, synced: list[tuple[str, int]]) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in ("one", "a/two", "a/b/three"):
         (tmp_path / name).write_text(name)
-    synced: list[str] = []
-    open_paths: dict[int, str] = {}
-    real_open = os.open
-
-    def remember(path: Path, flags: int) -> int:
-        descriptor = real_open(path, flags)
-        open_paths[descriptor] = Path(path).relative_to(tmp_path).as_posix()
-        return descriptor
-
-    monkeypatch.setattr(os, "open", remember)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(open_paths[descriptor]))
+    before = num_open_files()
     sync_tree(tmp_path)
-    assert sorted(synced) == [".", "a", "a/b", "a/b/three", "a/two", "one"]
-    assert {"one", "a/two", "a/b/three"} == set(synced[:3])
+    assert sorted(synced[:3]) == [("a/b/three", 9), ("a/two", 5), ("one", 3)]
+    assert sorted(synced[3:]) == [(".", 0), ("a", 0), ("a/b", 0)]
+    assert num_open_files() == before
 
 
 # ------------------------------------------------------------------------------------------------ small files
@@ -152,11 +160,16 @@ def test_everything_below_is_synced_files_before_folders(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("text", ["", "short", "Grüße\n你好\n", "x" * 100_000], ids=len)
 def test_a_text_replaces_the_old_one_whole(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "state.json"
+    path = tmp_path / "new" / "deep" / "state.json"
     write_text(path, "old and longer than the new")
     write_text(path, text)
     assert path.read_text(encoding="utf-8") == text
     assert names(path.parent) == ["state.json"]
+
+
+def test_a_text_is_on_disk_before_its_name_and_the_name_after(tmp_path: Path, synced: list[tuple[str, int]]) -> None:
+    write_text(tmp_path / "state.json", "text")
+    assert synced == [(".state.json.part", 4), (".", 0)]
 
 
 def test_until_the_new_text_is_whole_the_old_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
