@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sft.errors import ConfigError, SftError
+from sft.terminal import command_environment
 from sft.version import VERSION
 
 EXIT_CODES = (
@@ -16,12 +17,17 @@ EXIT_CODES = (
 )
 SETTINGS_HELP = "key=value settings win over the file, such as out=runs/first optimizer.lr=1e-5"
 # A path may hold a `=` as well, but only behind a slash.
-SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+SETTING = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it ended (see sft/errors.py)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with command_environment():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
     try:
         options = _parse(words)
         options.run(options)
@@ -31,8 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sft: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        sys.stderr.close()
     return 0
 
 
@@ -79,7 +83,7 @@ def _parser() -> _Parser:
     inspect.add_argument("--trace", type=int, metavar="TOKEN", help="show where this token of the pack came from")
 
     verify = command("verify", _verify, "hashes, schema and supervision contract", settings=False)
-    verify.add_argument("folder", type=Path, help="shards, a checkpoint or a run folder")
+    verify.add_argument("folder", type=Path, help="shards, a checkpoint, or a run folder (all its checkpoints)")
 
     train = command("train", _train, "train, or go on if the run folder holds this run", settings=True)
     train.add_argument("config", type=Path, help="such as configs/tiny_cpu.yaml")
@@ -135,20 +139,16 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from sft.storage.manifest import manifest_kind
-
     folder = options.folder
-    if manifest_kind(folder) == "shards":
-        from sft.data.verify import verify
+    if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():
+        from sft.train.checkpoint import published, require_whole
 
-        print(f"{folder}: {verify(folder)}")
+        for checkpoint in published(folder / "checkpoints") or [folder]:
+            print(f"{checkpoint}: a whole checkpoint of step {require_whole(checkpoint).step}, every hash true")
         return
-    from sft.evals.load import find
-    from sft.train.checkpoint import require_whole
+    from sft.data.verify import verify
 
-    folder = find(folder)
-    state = require_whole(folder)
-    print(f"{folder}: a whole checkpoint of step {state.step}, every hash true")
+    print(f"{folder}: {verify(folder)}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -199,7 +199,7 @@ def _export(options: argparse.Namespace) -> None:
     from sft.export.huggingface import export
 
     export(find(options.checkpoint), options.out, loaded.config)
-    print(f"written to {options.out} in {loaded.config.dtype}; transformers reads it back as the same model")
+    print(f"written to {options.out} in {loaded.config.dtype}, and read back by transformers")
 
 
 def _from_arguments(schema: type[Any], options: argparse.Namespace) -> Any:

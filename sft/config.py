@@ -7,6 +7,7 @@ Plain frozen dataclasses; `settings.py` fills them from YAML and `key=value`. A 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -69,7 +70,7 @@ class SourceConfig:
     enabled: bool = True
     """False leaves the source out of the mixture."""
     weight: float = 1.0
-    """Share of its rows to use, between 0 and 1, chosen by row hash."""
+    """Share of its rows to use, above 0 and up to 1, chosen by a hash of the row's content."""
     max_rows: int | None = None
     """Use at most this many raw rows, in file order; null uses all."""
 
@@ -80,6 +81,9 @@ class SourceConfig:
             yield from _at_least(self, 1, "max_rows")
         if not self.files:
             yield "files: expected at least one pattern"
+        for pattern in self.files:
+            if not pattern or PurePath(pattern).is_absolute():
+                yield f"files={pattern!r}: expected a pattern below sources_dir"
         yield from _share(self, "max_drop_share", "max_damaged_share")
 
 
@@ -215,8 +219,8 @@ class OptimizerConfig:
     """Learning rate at the end, as a share of the peak; Alpaca's procedure ends at 0."""
 
     def problems(self) -> Iterator[str]:
-        yield from _above_zero(self, "lr")
-        yield from _at_least(self, 0, "eps", "weight_decay", "clip_norm", "warmup_steps")
+        yield from _above_zero(self, "lr", "eps")
+        yield from _at_least(self, 0, "weight_decay", "clip_norm", "warmup_steps")
         yield from _share(self, "min_lr_ratio")
         for beta in self.betas:
             if not 0 <= beta < 1:
@@ -228,7 +232,7 @@ class WandbConfig:
     """Weights & Biases; metrics.jsonl is written in any case."""
 
     enabled: bool = False
-    """Send metrics to wandb (pip install 'sft[wandb]')."""
+    """Send metrics to wandb (needs the extra `wandb`)."""
     project: str = "sft"
     """Project to log to."""
     mode: Literal["online", "offline"] = "offline"
@@ -293,6 +297,8 @@ class TrainConfig:
             yield f"batch_packs={self.batch_packs}: not a multiple of micro_batch_packs={self.micro_batch_packs}"
         if self.max_steps is not None:
             yield from _at_least(self, 1, "max_steps")
+        if not 0 <= self.fp16_initial_scale_power <= 24:
+            yield f"fp16_initial_scale_power={self.fp16_initial_scale_power}: expected 0 to 24"
         if not 0 <= self.seed < 1 << 63:
             yield f"seed={self.seed}: expected 0 up to 2^63"
         if self.keep_checkpoints < 2:
@@ -331,7 +337,7 @@ class EvalConfig:
     split: Literal["valid", "train"] = "valid"
     """Which packs to measure."""
     max_packs: int | None = None
-    """Measure at most this many packs, the first ones; null measures all."""
+    """Measure at most this many packs, picked as if at random but always the same; null measures all."""
     micro_batch_packs: int = 1
     """Packed sequences per forward pass."""
     prompts: tuple[str, ...] = (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from sft.chat.conversation import Conversation
 from sft.chat.tokenizer import train_tokenizer
@@ -14,9 +15,9 @@ from sft.data.build import build, identify_sources
 from sft.data.inspect import overview
 from sft.data.recipes import load_converter, load_mixture, recipes_dir
 from sft.data.rows import parse
-from sft.data.shards import Shards
+from sft.data.shards import TOKENIZER, Shards
 from sft.data.sources import read_rows
-from sft.data.worker import system_text
+from sft.data.worker import digest, system_text
 from sft.errors import ConfigError
 from sft.settings import load, read_arguments, read_yaml
 from sft.storage.publish import write_text
@@ -64,10 +65,12 @@ def demo(out: Path) -> None:
 
 
 def _configs(out: Path) -> tuple[BuildConfig, TrainConfig]:
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / TOKENIZER).is_file()):
+        raise ConfigError("holds something else", on=out, hint="name a new folder: --out")
     for path in (MIXTURE, TRAINING):
         if not path.is_file():
             raise ConfigError("not found: the demo runs in the folder of the project", on=path, hint="cd there first")
-    places = [f"out={out / 'shards'}", f"tokenizer={out / 'tokenizer.json'}"]
+    places = [f"out={out / 'shards'}", f"tokenizer={out / TOKENIZER}"]
     config = load_mixture(MIXTURE, places).config
     typed = read_arguments([f"shards={out / 'shards'}", f"out={out / 'run'}"])
     return config, load(TrainConfig, [read_yaml(TRAINING), typed]).config
@@ -93,8 +96,6 @@ def _texts(config: BuildConfig) -> Iterator[str]:
 
 def _exchanges(config: BuildConfig, shards: Shards) -> list[tuple[str, str]]:
     """A few single exchanges of the training split, from different sources."""
-    from sft.data.worker import digest
-
     table = shards.documents
     trained = {int(value) for value in table.digest[~table.held_out]}
     seen: dict[str, tuple[str, str]] = {}
@@ -106,15 +107,21 @@ def _exchanges(config: BuildConfig, shards: Shards) -> list[tuple[str, str]]:
 
 def _title(console: Console, number: int, text: str) -> None:
     console.print()
-    console.rule(f"[bold]{number}. {text}", align="left")
+    console.rule(Text(f"{number}. {text}", "bold"), align="left")
 
 
 def _summary(console: Console, out: Path, result: Path, exchanges: list[tuple[str, str]]) -> None:
-    answers = {sample["prompt"]: sample["answer"] for sample in json.loads(result.read_text())[0]["samples"]}
+    samples = json.loads(result.read_text(encoding="utf-8"))[0]["samples"]
+    answers = {sample["prompt"]: sample["answer"] for sample in samples}
     exact = sum(answers[prompt] == answer for prompt, answer in exchanges)
     prompt, _ = exchanges[0]
     _title(console, 5, f"Done: {exact} of {len(exchanges)} training prompts answered word for word")
-    console.print(f"[cyan]you>[/] {prompt}\n[green]model>[/] {answers[prompt]}\n")
-    console.print(f"shards      {out / 'shards'}     look: sft inspect {out / 'shards'} --pack 0")
-    console.print(f"run         {out / 'run'}        metrics.jsonl, checkpoints/, eval.json")
-    console.print(f"model       {out / 'model'}      talk: sft chat {out / 'model'}")
+    lines = [
+        f"you> {prompt}",
+        f"model> {answers[prompt]}",
+        "",
+        f"shards      {out / 'shards'}     look: sft inspect {out / 'shards'} --pack 0",
+        f"run         {out / 'run'}        metrics.jsonl, checkpoints/, eval.json",
+        f"model       {out / 'model'}      talk: sft chat {out / 'model'}",
+    ]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -137,9 +137,10 @@ def _escaped(value: Any) -> Any:
 def _expanded(schema: Any, values: Values) -> Values:
     """The values with those mappings parsed that the command line gives whole, as in `optimizer={lr: 1e-5}`."""
     hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+    entry = typing.get_args(schema)[1] if typing.get_origin(schema) is dict else None
     expanded = dict(values)
     for key, value in values.items():
-        hint = hints.get(key)
+        hint = hints.get(key, entry)
         if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
             with suppress(ValueError):  # told later, as no mapping
                 value = _parse(value)

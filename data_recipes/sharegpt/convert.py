@@ -23,7 +23,7 @@ _PAGE = re.compile(r'\s*(?:<div class="[^"]*">\s*){0,8}<div class="(?:[^"]* )?ma
 _COPY_COUNT = re.compile(r"Copy\s?\d+ chars / \d+ words")
 _COPY_CODE_FENCE = re.compile(r"```\s?([\w+#.-]*?)Copy code\s?")
 _COPY_CODE_LINE = re.compile(r"^Copy code\n", re.MULTILINE)
-_SHARE_PROMPT = "Share Prompt"
+_TRAILING_BUTTONS = ("Share Prompt", "지금 번역하기")  # the second is a translation extension's "translate now"
 # "2 / 3" behind the user's text: which of its versions is shown. Unless it is the last one, it is taken for a
 # counter only where no space parts it from a word, or on a line of its own: "What is 1 / 2" stays.
 _VERSION = re.compile(r"(?<![\d/.])(\d{1,3}) / \1\Z|(?:\n|(?<=[^\W\d_])|(?<=[.?!\"')\]]))\d{1,2} / \d{1,2}\Z")
@@ -99,8 +99,9 @@ def _end(turn: Message) -> Reason | None:
 def _user_text(text: str, is_page: bool) -> str:
     """The user's words without buttons; pages hold them as typed, cleaned rows escaped even inside code."""
     text = _without_buttons(clean_text(text))
-    while text.endswith(_SHARE_PROMPT):
-        text = text.removesuffix(_SHARE_PROMPT).rstrip()
+    while text.endswith(_TRAILING_BUTTONS):
+        for button in _TRAILING_BUTTONS:
+            text = text.removesuffix(button).rstrip()
     text = _VERSION.sub("", text)
     return clean_text(text if is_page else _ESCAPED.sub(r"\1", text))
 

@@ -12,8 +12,9 @@ from sft.config import BuildConfig
 from sft.data.counts import SourceCounts, check
 from sft.data.pool import run_chunks
 from sft.data.publish import Inputs, publish_build, published
+from sft.data.recipes import load_converter
 from sft.data.shards import QUARANTINE, Shards
-from sft.data.sources import RawRow, SourceFile, find_files, identify, read_rows
+from sft.data.sources import RawRow, SourceFile, find_files, identify, read_rows, require_unchanged
 from sft.data.spool import Spool
 from sft.data.worker import Chunk, ChunkResult
 from sft.errors import DataError
@@ -32,6 +33,8 @@ def build(config: BuildConfig, recipes: Path) -> Shards:
     out = Path(config.out)
     config = replace(config, sources={name: item for name, item in sorted(config.sources.items()) if item.enabled})
     tokenizer = ChatTokenizer.load(config.tokenizer)
+    for name in config.sources:
+        load_converter(recipes / name)  # a recipe that cannot be loaded is told before any process starts
     inputs = Inputs(config, recipes, tokenizer, identify_sources(config))
     with lease(out.parent / f".{out.name}.lock"):
         existing = published(out, inputs)
@@ -80,6 +83,8 @@ def _fill(spool: Spool, folder: Path, inputs: Inputs) -> dict[str, SourceCounts]
         if not count.rows_read:
             files = ", ".join(file.name for file in inputs.files[name])
             raise DataError(f"source {name} is empty: no row in {files}", hint="download it again")
+    if not any(count.rows_kept for count in counts.values()):
+        raise DataError("no row is left to build from", hint="raise the sources' weights")
     return counts
 
 
@@ -91,6 +96,7 @@ def _chunks(inputs: Inputs) -> Iterator[Chunk]:
             for batch in _batches(rows):
                 left = None if left is None else left - len(batch)
                 yield Chunk(name, file.name, batch)
+            require_unchanged(file)
 
 
 def _batches(rows: Iterator[tuple[int, RawRow]]) -> Iterator[list[tuple[int, RawRow]]]:

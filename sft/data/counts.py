@@ -10,6 +10,8 @@ from sft.config import SourceConfig
 from sft.data.worker import ChunkResult
 from sft.errors import DataError
 
+MAX_EXAMPLES = 3
+
 
 @dataclass
 class SourceCounts:
@@ -29,6 +31,8 @@ class SourceCounts:
     """Conversations cut into several pieces at turn boundaries."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Dropped rows, and dropped pieces of kept rows, by reason."""
+    examples: list[str] = field(default_factory=list)
+    """Where the first few dropped rows are, and why."""
     num_damaged: int = 0
     first_damaged: str = ""
 
@@ -46,6 +50,8 @@ class SourceCounts:
         self.truncated += result.num_truncated
         for item in result.rejected:
             self.reasons[item.reason.value] += 1
+            if len(self.examples) < MAX_EXAMPLES:
+                self.examples.append(f"\n  - {result.file}, row {item.row}: {item.reason}, {item.detail[:80]}")
             if item.reason in DAMAGE:
                 self.num_damaged += 1
                 self.first_damaged = (
@@ -70,6 +76,7 @@ def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:
     if used and counts.rows_dropped / used > source.max_drop_share:
         raise DataError(
             f"source {name}: {counts.rows_dropped} of {used} rows were dropped ({reasons}), "
-            f"more than its recipe expects (max_drop_share={source.max_drop_share})",
+            f"more than its recipe expects (max_drop_share={source.max_drop_share}); the first:"
+            + "".join(counts.examples),
             hint=f"look at the rows, or allow it with sources.{name}.max_drop_share=…",
         )

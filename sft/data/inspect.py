@@ -20,7 +20,8 @@ def overview(folder: Path, console: Console) -> None:
     """Print the splits and sources of a build and why rows were dropped."""
     shards = Shards.open(folder, check_hashes=False)
     manifest = shards.manifest
-    console.print(f"[bold]{manifest['name']}[/]  {folder}  content {manifest['content_digest'][:12]}")
+    line = f"{manifest['name']}  {folder}  content {manifest['content_digest'][:12]}"
+    console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
     splits = Table("split", "packs", "documents", "tokens", "supervised", "density")
     for name, facts in manifest["splits"].items():
         share = facts["supervised_tokens"] / max(1, facts["tokens"])
@@ -35,7 +36,8 @@ def overview(folder: Path, console: Console) -> None:
     console.print(sources)
     for name, facts in manifest["sources"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in facts["reasons"].items())
-        console.print(f"dropped from {name}: {reasons or 'nothing'}", highlight=False, soft_wrap=True)
+        skipped = f"; {facts['rows_skipped']:,} left out by weight" if facts["rows_skipped"] else ""
+        console.print(f"dropped from {name}: {reasons or 'nothing'}{skipped}", highlight=False, soft_wrap=True)
 
 
 def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
@@ -48,7 +50,8 @@ def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
         f"{pack.num_tokens} of {shards.seq_len} tokens, {pack.num_supervised} with loss (underlined)"
     )
     for number, (doc_id, place) in enumerate(pack.documents()):
-        console.rule(f"{number}: {_origin(shards, doc_id)}, tokens {place.start}–{place.stop - 1}", align="left")
+        title = f"{number}: {_origin(shards, doc_id)}, tokens {place.start}–{place.stop - 1}"
+        console.rule(Text(title), align="left")
         console.print(Text.assemble(*_coloured(pack.input_ids_T[place], pack.loss_mask_T[place], tokenizer)))
 
 
@@ -61,8 +64,8 @@ def trace(folder: Path, split: str, index: int, token: int, console: Console) ->
         if place.start <= token < place.stop:
             spelling = tokenizer.decode([[int(pack.input_ids_T[token])]])[0]
             loss = "with loss" if pack.loss_mask_T[token] else "without loss"
-            console.print(f"token {token}: {spelling!r} (id {pack.input_ids_T[token]}), {loss}, document {doc_id}")
-            console.print(f"from {_origin(shards, doc_id)}", markup=False)
+            line = f"token {token}: {spelling!r} (id {pack.input_ids_T[token]}), {loss}, document {doc_id}"
+            console.print(f"{line}\nfrom {_origin(shards, doc_id)}", markup=False, soft_wrap=True)
             return
     raise ConfigError(f"token {token} of {split} pack {index} is padding or outside; it holds {pack.num_tokens}")
 

@@ -59,13 +59,17 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[Any]:
     return np.argsort(keys, kind="stable")
 
 
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter the bits of 64-bit integers.
+def scatter(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scatter the bits of 64-bit integers; 0 stays 0.
 
     Source: the finaliser of SplitMix64 (Steele, Lea, Flood, 2014), a bijection.
     """
     with np.errstate(over="ignore"):
-        value = value + np.uint64(0x9E3779B97F4A7C15)
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return value ^ (value >> np.uint64(31))
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        return scatter(value + np.uint64(0x9E3779B97F4A7C15))

@@ -1,6 +1,8 @@
 """Chunks through worker processes, results in order, memory bounded."""
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -27,7 +29,7 @@ def run_chunks(config: BuildConfig, recipes: Path, chunks: Iterator[Chunk]) -> G
     if num_workers == 1:
         yield from map(Worker(config, recipes).run, chunks)
         return
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, (config, recipes))
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, (os.getpid(), config, recipes))
     try:
         yield from _in_order(pool, chunks, ahead=2 * num_workers)
     except BrokenProcessPool as error:
@@ -41,9 +43,17 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(config: BuildConfig, recipes: Path) -> None:
+def _start(parent: int, config: BuildConfig, recipes: Path) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     _worker = Worker(config, recipes)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when the one that feeds it is gone, even if that was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _run(chunk: Chunk) -> ChunkResult:

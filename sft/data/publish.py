@@ -1,6 +1,7 @@
 """The last stage of a build: split, pack, write shards, documents, data-set card and manifest."""
 
 import dataclasses
+import importlib.metadata
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +36,7 @@ from sft.data.spool import Spooled
 from sft.data.worker import DOCUMENT_FIELDS
 from sft.errors import ConfigError, DataError
 from sft.progress import progress
-from sft.storage.manifest import text_sha256, write_manifest
+from sft.storage.manifest import file_sha256, text_sha256, write_manifest
 from sft.version import VERSION
 
 # Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
@@ -70,6 +71,7 @@ class Inputs:
         settings = dataclasses.asdict(self.config)
         return {
             "version": VERSION,
+            "made_with": made_with(),
             "name": self.config.name,
             "settings": {key: value for key, value in settings.items() if key not in _NOT_CONTENT},
             "tokenizer": {"sha256": self.tokenizer.sha256, "num_ids": self.tokenizer.num_ids},
@@ -89,18 +91,41 @@ class Inputs:
         return text_sha256(json.dumps(self.facts, sort_keys=True))
 
 
+# Packages whose version may decide a byte.
+_LIBRARIES = ("backports.zstd", "beautifulsoup4", "datasets", "markdownify", "py3langid", "pyarrow", "tokenizers")
+_CODE = Path(__file__).parents[1]
+
+
+def made_with() -> dict[str, str]:
+    """Versions of everything that decides bytes, this program's own code included."""
+    code = "".join(
+        f"{path.name} {file_sha256(path)}\n"
+        for part in ("chat", "data")
+        for path in sorted((_CODE / part).glob("*.py"))
+    )
+    return {"code_sha256": text_sha256(code), **{name: _version(name) for name in _LIBRARIES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def published(out: Path, inputs: Inputs) -> Shards | None:
     """The finished build of these inputs, or None if the folder is free.
 
     Raises: ConfigError if the folder holds anything else.
     """
+    wanted = inputs.digest  # taken now: the recipes on disk may change while the build runs
     if not out.exists():
         return None
     try:
         shards = Shards.open(out, check_hashes=False)
     except DataError as error:
         raise ConfigError(f"exists and is no whole build ({error.what})", on=out, hint="name another out=…") from error
-    if shards.manifest["inputs_digest"] != inputs.digest:
+    if shards.manifest["inputs_digest"] != wanted:
         raise ConfigError(
             "holds another build: its sources, recipes, settings or tokenizer differ", on=out, hint="name another out=…"
         )

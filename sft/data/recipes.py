@@ -31,11 +31,13 @@ def load_mixture(mixture: Path, arguments: Sequence[str]) -> Loaded[BuildConfig]
     if not isinstance(names, Mapping) or not names:
         raise ConfigError("expected sources: by name", on=mixture, hint="see data_recipes/mixtures/ for examples")
     extra = typed.values.get("sources", {})
+    if not isinstance(extra, Mapping):
+        raise ConfigError(f"sources: expected a mapping, got {extra!r}", hint="such as sources.alpaca.weight=0.5")
     recipes = [
         _recipe_layer(recipes_dir(mixture), str(name)) for name in [*names, *(n for n in extra if n not in names)]
     ]
     # A source with nothing to override is written as `alpaca:` or `alpaca: {}`.
-    sources = {name: overrides or {} for name, overrides in names.items()}
+    sources = {name: {} if overrides is None else overrides for name, overrides in names.items()}
     return load(BuildConfig, [*recipes, Layer(chosen.origin, {**chosen.values, "sources": sources}), typed])
 
 
@@ -46,7 +48,10 @@ def load_converter(folder: Path) -> Convert:
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"has no {CONVERT}", on=folder, hint="see data_recipes/README.md, adding a source")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"cannot be loaded: {error!r}", on=path, hint="repair the recipe") from error
     convert: Convert | None = getattr(module, "convert", None)
     if convert is None:
         raise ConfigError("defines no function convert(row)", on=path)
@@ -64,6 +69,10 @@ def _recipe_layer(folder: Path, name: str) -> Layer:
         known = sorted(place.parent.name for place in folder.glob(f"*/{RECIPE}"))
         near = difflib.get_close_matches(name, known, n=1)
         advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"no recipe for source {name!r}; {advice}", on=folder)
+        raise ConfigError(
+            f"no recipe for source {name!r}; {advice}",
+            on=folder,
+            hint="a mixture lies in a folder beside the recipes, as data_recipes/mixtures does",
+        )
     layer = read_yaml(path)
     return Layer(layer.origin, {"sources": {name: layer.values}})

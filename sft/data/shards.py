@@ -191,7 +191,7 @@ class Shards:
     @cached_property
     def documents(self) -> DocumentTable:
         table = ipc.open_file(pa.memory_map(str(self.folder / DOCUMENTS))).read_all().combine_chunks()
-        source, file = (table.column(name).chunk(0) for name in ("source", "file"))
+        source, file = (table.column(name).combine_chunks() for name in ("source", "file"))
         numbers = {name: table.column(name).to_numpy() for name in table.column_names[2:]}
         return DocumentTable(
             tuple(source.dictionary.to_pylist()),

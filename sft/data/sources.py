@@ -4,20 +4,24 @@ The only file that imports `datasets`, which reads the parquet files.
 """
 
 import gzip
-import itertools
 import shutil
+import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import ijson
-from backports import zstd
-
+from sft.data.json_array import array_items
 from sft.errors import DataError
 from sft.storage.manifest import file_sha256
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 COMPRESSED = (".gz", ".zst")
 LARGE_FILE_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -34,10 +38,14 @@ class SourceFile:
     name: str
     num_bytes: int
     sha256: str
+    modified_ns: int
 
 
 def find_files(sources_dir: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files that match a recipe's patterns, compressed or not, sorted by name."""
+    """The files that match a recipe's patterns, compressed or not, sorted by name.
+
+    Raises: DataError if a file lies there twice, plain and compressed, which would double its rows.
+    """
     found = {
         path
         for pattern in patterns
@@ -45,7 +53,15 @@ def find_files(sources_dir: Path, patterns: Sequence[str]) -> list[Path]:
         for path in sources_dir.glob(pattern + suffix)
         if path.is_file() and not path.name.startswith(".")
     }
+    plain = Counter(_plain_name(path) for path in found)
+    twice = [name for name, count in plain.items() if count > 1]
+    if twice:
+        raise DataError("is there plain and compressed, or compressed twice", on=twice[0], hint="keep one of them")
     return sorted(found)
+
+
+def _plain_name(path: Path) -> str:
+    return str(path.with_suffix("")) if path.suffix in COMPRESSED else str(path)
 
 
 def identify(path: Path, sources_dir: Path) -> SourceFile:
@@ -58,10 +74,20 @@ def identify(path: Path, sources_dir: Path) -> SourceFile:
     if not start:
         raise DataError("the file is empty", on=path, hint="download it again")
     if start.startswith(LARGE_FILE_POINTER):
-        raise DataError(
-            "is a Git LFS pointer, not the data itself", on=path, hint="fetch the real file: git lfs pull, or sft fetch"
-        )
-    return SourceFile(path, path.relative_to(sources_dir).as_posix(), path.stat().st_size, file_sha256(path))
+        raise DataError("is a Git LFS pointer, not the data itself", on=path, hint="fetch the real file: git lfs pull")
+    status = path.stat()
+    name = path.relative_to(sources_dir).as_posix()
+    return SourceFile(path, name, status.st_size, file_sha256(path), status.st_mtime_ns)
+
+
+def require_unchanged(file: SourceFile) -> None:
+    """Make sure that the rows just read are those of the recorded hash.
+
+    Raises: DataError if the file was written to in the meantime.
+    """
+    status = file.path.stat()
+    if (status.st_size, status.st_mtime_ns) != (file.num_bytes, file.modified_ns):
+        raise DataError("changed while it was read", on=file.path, hint="build again when nobody writes to it")
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
@@ -73,7 +99,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
     try:
         for row, value in _rows(path):
             yield row, value
-    except (EOFError, OSError, zlib.error, zstd.ZstdError, ijson.JSONError, ValueError) as error:
+    except (EOFError, OSError, zlib.error, zstd.ZstdError, ValueError) as error:
         place = "before the first row" if row < 0 else f"after row {row}"
         raise DataError(
             f"damaged or cut short {place}: {error}", on=path, hint="download it again and compare its size"
@@ -81,12 +107,14 @@ def read_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, RawRow]]:
-    if path.name.removesuffix(".gz").removesuffix(".zst").endswith(".parquet"):
+    if _plain_name(path).endswith(".parquet"):
         yield from enumerate(_parquet_rows(path))
         return
     with _open(path) as stream:
-        if _first_character(stream) == b"[":
-            yield from enumerate(ijson.items(stream, "item", use_float=True))
+        is_array = _first_character(stream) == b"["
+        stream.seek(0)
+        if is_array:
+            yield from enumerate(array_items(stream))
         else:
             yield from ((number, line) for number, line in enumerate(stream) if line.strip())
 
@@ -100,13 +128,11 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _first_character(stream: IO[bytes]) -> bytes:
-    """The first byte that is not blank or a byte-order mark; the stream is set back to it."""
-    for place in itertools.count():
+    """The first byte that is not blank or a byte-order mark; nothing if there is none."""
+    byte = stream.read(1)
+    while byte and byte in b" \t\r\n\xef\xbb\xbf":
         byte = stream.read(1)
-        if byte not in (b" ", b"\t", b"\r", b"\n", b"\xef", b"\xbb", b"\xbf"):
-            stream.seek(place)
-            return byte
-    raise AssertionError("unreachable: the end of a stream reads as b''")
+    return byte
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -115,14 +141,16 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    # Under a name of ours, since `datasets` takes brackets and stars in a path for a pattern.
     with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "rows.parquet"
         if path.suffix in COMPRESSED:
-            plain = Path(folder) / "rows.parquet"
             with _open(path) as source, plain.open("wb") as target:
                 shutil.copyfileobj(source, target)
         else:
-            plain = path
+            plain.symlink_to(path.resolve())
         try:
-            yield from load_dataset("parquet", data_files=str(plain), split="train", streaming=True)
+            rows = load_dataset("parquet", data_files=str(plain), split="train", streaming=True, cache_dir=folder)
+            yield from rows
         except (DatasetsError, RuntimeError) as error:
             raise ValueError(str(error)) from error

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sft.data.recipes import load_converter
 from sft.data.rows import EXCERPT_CHARACTERS, excerpt, parse
 from sft.data.shards import token_type
 from sft.data.sources import RawRow
+from sft.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,11 @@ class Worker:
         kept: list[tuple[int, Conversation]] = []
         num_skipped = 0
         for number, raw in chunk.rows:
-            if not _sampled(source.weight, chunk, number):
+            row = parse(raw)
+            if not isinstance(row, Drop) and not _sampled(source.weight, row):
                 num_skipped += 1
                 continue
-            outcome = self._conversation(chunk.source, source, raw)
+            outcome = row if isinstance(row, Drop) else self._conversation(chunk, number, row)
             if isinstance(outcome, Drop):
                 rejected.append(Rejected(number, None, outcome.reason, outcome.detail, excerpt(raw)))
             else:
@@ -108,14 +110,23 @@ class Worker:
             sum(document.truncated for document in documents),
         )
 
-    def _conversation(self, name: str, source: SourceConfig, raw: RawRow) -> Conversation | Drop:
-        row = parse(raw)
-        if isinstance(row, Drop):
-            return row
-        conversation = self._convert[name](row)
+    def _conversation(self, chunk: Chunk, number: int, row: Mapping[str, Any]) -> Conversation | Drop:
+        place = f"{chunk.file}, row {number}"
+        try:
+            conversation = self._convert[chunk.source](row)
+        except Exception as error:
+            raise DataError(
+                f"source {chunk.source}: its recipe failed: {error!r}", on=place, hint="repair convert.py, with a case"
+            ) from error
         if isinstance(conversation, Drop):
             return conversation
-        return other_language(conversation, source.language) or conversation
+        if not isinstance(conversation, Conversation):
+            raise DataError(
+                f"source {chunk.source}: its recipe returned {conversation!r}",
+                on=place,
+                hint="convert must return a Conversation or a Drop",
+            )
+        return other_language(conversation, self._config.sources[chunk.source].language) or conversation
 
     def _documents(
         self,
@@ -171,11 +182,12 @@ def digest(conversation: Conversation) -> int:
     return int.from_bytes(hashlib.sha256(turns.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def _sampled(weight: float, chunk: Chunk, row: int) -> bool:
+def _sampled(weight: float, row: Mapping[str, Any]) -> bool:
+    """Whether the row is among the share of the weight: decided by its content, not by its place."""
     if weight == 1:
         return True
-    key = f"{chunk.source}/{chunk.file}/{row}".encode()
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < weight * 2**64
+    content = json.dumps(row, sort_keys=True).encode()
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") < weight * 2**64
 
 
 def _concatenate(parts: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """`sft eval`: held-out loss per source and answers to fixed prompts, as JSON and as a table."""
 
 import json
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,8 +15,8 @@ from rich.table import Table
 from sft.chat.template import CARD_SYSTEM_PROMPT
 from sft.config import EvalConfig
 from sft.data.shards import Shards, Split
-from sft.errors import ConfigError
-from sft.evals.load import Loaded, load
+from sft.errors import ConfigError, NumericsError
+from sft.evals.load import Loaded, find, load
 from sft.evals.samples import samples
 from sft.progress import progress
 from sft.storage.publish import write_text
@@ -28,22 +29,25 @@ from sft.version import VERSION
 def evaluate(checkpoints: Sequence[Path], config: EvalConfig, console: Console) -> Path:
     """Evaluate the checkpoints one after the other, print a table for each and write one JSON file."""
     device = choose_device(config.device)
-    results = []
-    for path in checkpoints:
-        loaded = load(path, device)
-        result = _evaluate(loaded, config, device)
-        show(result, console)
-        results.append(result)
     out = Path(config.out) if config.out else _default_out(checkpoints[0])
-    write_text(out, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    console.print(f"written to {out}", highlight=False)
+    if out.is_dir():
+        raise ConfigError("is a folder, expected the name of a file", on=out, hint="set out=….json")
+    for path in checkpoints:
+        find(path)  # a mistyped one is told before hours go into the others
+    results: list[dict[str, Any]] = []
+    for path in checkpoints:
+        results.append(_evaluate(load(path, device), config, device))
+        # Rewritten after each checkpoint: a later one that fails takes nothing away.
+        write_text(out, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        show(results[-1], console)
+    console.print(f"written to {out}", highlight=False, markup=False, soft_wrap=True)
     return out
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print one checkpoint's result."""
     step = "" if result["step"] is None else f", step {result['step']}"
-    console.print(f"[bold]{result['checkpoint']}[/]{step}", highlight=False)
+    console.print(f"{result['checkpoint']}{step}", style="bold", highlight=False, markup=False, soft_wrap=True)
     if result["losses"]:
         shards = result["shards"]
         title = f"{shards['name']}, {shards['split']} split, {shards['packs']} packs"
@@ -52,8 +56,10 @@ def show(result: dict[str, Any], console: Console) -> None:
             perplexity, accuracy = f"{values['perplexity']:,.2f}", f"{values['accuracy']:.2%}"
             table.add_row(name, f"{values['loss']:.4f}", perplexity, accuracy, f"{values['tokens']:,}")
         console.print(table)
+    else:
+        console.print("no held-out loss: set shards=… to a build whose split is not empty")
     for sample in result["samples"]:
-        console.print(f"[cyan]{sample['prompt']}[/]", highlight=False)
+        console.print(sample["prompt"], style="cyan", markup=False, highlight=False)
         console.print(f"  {sample['answer'].strip() or '(nothing)'}", markup=False, highlight=False, style="green")
 
 
@@ -98,6 +104,10 @@ def _losses(
             micro_batch_packs=config.micro_batch_packs,
             autocast=lambda: autocast(device, config.precision),
             advance=advance,
+        )
+    if not all(math.isfinite(value.nll_sum) for value in losses.values()):
+        raise NumericsError(
+            "its loss is not finite", on=loaded.folder, hint="try precision=fp32, or another checkpoint"
         )
     for name, value in losses.items():
         if value.num_tokens:

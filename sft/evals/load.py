@@ -1,5 +1,6 @@
 """A checkpoint, run folder or exported folder → a model that is ready to answer."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from sft.errors import ConfigError
 from sft.model.huggingface import load_weights, read_config
 from sft.model.neox import NeoX, build
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint import State, damage, published, require_whole
+from sft.train.checkpoint import STATE, State, damage, published, require_whole
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,7 @@ def load(path: Path, device: torch.device) -> Loaded:
 
     Raises: ConfigError if it is none of these, StorageError if it is damaged.
     """
-    folder = find(path)
-    state = require_whole(folder) if (folder / MANIFEST).is_file() else None
+    folder, state = find_checked(path)
     shape = read_config(folder)
     tokenizer = ChatTokenizer.load(folder)
     if tokenizer.num_ids > shape.vocab_size:
@@ -37,6 +39,19 @@ def load(path: Path, device: torch.device) -> Loaded:
     model = build(shape, device)
     load_weights(model, folder)
     return Loaded(folder, model.eval(), tokenizer, state)
+
+
+def find_checked(path: Path) -> tuple[Path, State | None]:
+    """The folder that holds the weights and, if it is a checkpoint of ours with true hashes, its state.
+
+    Raises: ConfigError if there is none, StorageError if it is a damaged checkpoint.
+    """
+    if (path / STATE).is_file() or (path / MANIFEST).is_file():
+        return path, require_whole(path)
+    if (path / "config.json").is_file():
+        return path, None
+    folder = find(path)
+    return folder, State.read(folder)
 
 
 def find(path: Path) -> Path:
@@ -48,7 +63,9 @@ def find(path: Path) -> Path:
         return path
     found = published(path / "checkpoints") if (path / "checkpoints").is_dir() else []
     for folder in found:
-        if not any(damage(folder)):
+        problems = list(damage(folder))
+        if not problems:
             return folder
+        log.warning("%s is damaged (%s): trying the one before", folder, "; ".join(problems))
     what = "no whole checkpoint in this run" if found else "holds no checkpoint"
     raise ConfigError(what, on=path, hint="name a checkpoint, a run folder or an exported folder")

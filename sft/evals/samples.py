@@ -16,7 +16,6 @@ class Sample:
 
     prompt: str
     answer: str
-    num_tokens: int
 
 
 def answer(loaded: Loaded, messages: Sequence[Message], system: str, config: GenerationConfig) -> Iterator[str]:
@@ -40,5 +39,4 @@ def answer(loaded: Loaded, messages: Sequence[Message], system: str, config: Gen
 def samples(loaded: Loaded, prompts: Sequence[str], system: str, config: GenerationConfig) -> Iterator[Sample]:
     """The answers to single questions."""
     for prompt in prompts:
-        pieces = list(answer(loaded, [Message("user", prompt)], system, config))
-        yield Sample(prompt, "".join(pieces), len(loaded.tokenizer.encode(["".join(pieces)])[0]))
+        yield Sample(prompt, "".join(answer(loaded, [Message("user", prompt)], system, config)))

@@ -10,6 +10,7 @@ from rich.console import Console
 from sft.chat.conversation import Message
 from sft.chat.template import CARD_SYSTEM_PROMPT, encode_prompt
 from sft.config import ChatConfig
+from sft.errors import DataError
 from sft.evals.load import Loaded, load
 from sft.evals.samples import answer
 from sft.train.precision import autocast
@@ -22,7 +23,7 @@ def talk(checkpoint: Path, config: ChatConfig, console: Console, lines: Iterator
     """Answer line by line, remembering the conversation, until the input ends."""
     device = choose_device(config.device)
     loaded = load(checkpoint, device)
-    console.print(f"[bold]{loaded.folder}[/]\n{HELP}", highlight=False)
+    console.print(f"{loaded.folder}\n{HELP}", highlight=False, markup=False, soft_wrap=True)
     system = CARD_SYSTEM_PROMPT if config.system is None else config.system
     messages: list[Message] = []
     for line in lines if lines is not None else _typed(console):
@@ -36,16 +37,20 @@ def talk(checkpoint: Path, config: ChatConfig, console: Console, lines: Iterator
         elif command.startswith("/"):
             console.print(HELP)
         elif command:
-            messages.append(Message("user", line.strip()))
-            messages = _fitting(loaded, messages, system, config, console.print)
-            with torch.inference_mode(), autocast(device, config.precision):
-                text = _stream(answer(loaded, messages, system, config.generation), console)
-            messages.append(Message("assistant", text))
+            asked = _fitting(loaded, [*messages, Message("user", line.strip())], system, config, console.print)
+            try:
+                with torch.inference_mode(), autocast(device, config.precision):
+                    text = _stream(answer(loaded, asked, system, config.generation), console)
+            except DataError as error:  # a message too long for the model does not end the conversation
+                console.print(str(error), markup=False)
+            else:
+                messages = [*asked, Message("assistant", text)]
 
 
 def _typed(console: Console) -> Iterator[str]:
     """Lines from the keyboard, or from a pipe."""
     if not sys.stdin.isatty():
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         yield from sys.stdin
         return
     while True:
@@ -75,5 +80,5 @@ def _fitting(
     while first + 2 < len(messages) and len(encode_prompt(messages[first:], system, loaded.tokenizer)) > limit:
         first += 2
     if first:
-        say(f"(the model forgets the first {first // 2} exchanges: they no longer fit)")
+        say(f"(the model forgets what was said first: {first // 2} of the exchanges no longer fit)")
     return messages[first:]

@@ -68,6 +68,7 @@ def _write_tokenizer(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig,
         unk_token=END,
         pad_token=PADDING,
         model_max_length=shape.max_positions,
+        padding_side="left",  # so that the answers of a batch start at the same place
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )

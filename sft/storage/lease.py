@@ -25,6 +25,10 @@ def lease(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"in use by {holder}", on=path.parent, hint="wait for it to end, or name another folder"
             ) from None
+        except OSError as error:
+            raise StorageError(
+                f"cannot be locked: {error}", on=path, hint="put the folder on a file system with locks (flock)"
+            ) from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {os.uname().nodename}")
         stream.flush()

@@ -15,7 +15,7 @@ from types import FrameType
 from sft.errors import ConfigError
 
 STOP_FILE = "STOP"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 Clock = Callable[[], float]
 
@@ -45,7 +45,9 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets only the main thread install handlers
             return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # What the starter had ignored, as nohup does with SIGHUP, stays ignored.
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in heard}
         try:
             yield
         finally:

@@ -93,7 +93,9 @@ class WandbSink:
         try:
             import wandb
         except ImportError:
-            raise ConfigError("wandb.enabled: wandb is not installed", hint="pip install 'sft[wandb]'") from None
+            raise ConfigError(
+                "wandb.enabled: wandb is not installed", hint="in the project's folder: pip install -e '.[wandb]'"
+            ) from None
         # No source code, git remotes, arguments or console text leave the machine: they may hold secrets.
         settings = wandb.Settings(console="off", disable_code=True, disable_git=True, x_disable_meta=True, silent=True)
         self._errors = (wandb.Error, OSError)

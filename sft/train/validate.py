@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sft.data.loader import IGNORE, Batch, micro_batches
+from sft.data.order import Order
 from sft.data.shards import DocumentTable, Split
 from sft.model.attention import Documents
 from sft.model.loss import token_losses
@@ -59,13 +60,16 @@ def held_out_loss(
     autocast: Callable[[], AbstractContextManager[object]],
     advance: Advance | None = None,
 ) -> dict[str, SourceLoss]:
-    """The loss on the first packs of a split, for each source that occurs in them and for all together.
+    """The loss on the packs of a split, for each source that occurs in them and for all together.
+
+    If only max_packs are measured, they are picked as if at random, the same ones every time: packs that follow each
+    other are alike, since the longest documents are packed first.
 
     `advance` is told of every pack that is done.
     """
     num_sources = len(documents.sources)
     sums = np.zeros((3, num_sources))
-    packs = range(len(split) if max_packs is None else min(max_packs, len(split)))
+    packs = Order(len(split), batch_packs=len(split), epochs=1, seed=0).batch(0)[:max_packs]
     for batch in micro_batches(split, packs, micro_batch_packs):
         nll_S, correct_S = _measure(model, batch, autocast)
         source_S = _sources(batch, documents)

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,39 @@ def test_card_values_are_in_the_configs(size: str, batch: int, warmup: int) -> N
     assert (config.optimizer.lr, config.optimizer.betas, config.optimizer.weight_decay) == (2e-5, (0.9, 0.99), 0.01)
     assert config.precision == "fp16"
     assert config.model.preset == f"stablelm_{size}"
+
+
+def test_killed_build_leaves_no_worker_behind(tmp_path: Path, tokenizer_file: Path) -> None:
+    rows = tmp_path / "raw/alpaca.jsonl"
+    rows.parent.mkdir()
+    row = {"instruction": "Count to three.", "input": "", "output": "one two three " * 50}
+    rows.write_text((json.dumps(row) + "\n") * 200_000)
+    off = [f"sources.{name}.enabled=false" for name in ("gpt4all", "hh", "dolly", "sharegpt")]
+    command = [sys.executable, "-m", "sft.cli", "build", MIXTURE, *off, f"sources_dir={rows.parent}", "workers=2"]
+    parent = subprocess.Popen(
+        [*command, f"tokenizer={tokenizer_file}", f"out={tmp_path / 'shards'}"],
+        cwd=PROJECT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(processes_of(parent.pid)) >= 3)  # with both workers
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not processes_of(parent.pid))
+    assert not (tmp_path / "shards").exists()
+
+
+def processes_of(session: int) -> list[int]:
+    """The processes of a session that run Python code of ours."""
+    found = subprocess.run(
+        ["ps", "-s", str(session), "-o", "pid=,stat=,args="], capture_output=True, text=True, check=False
+    )
+    lines = [line.split(maxsplit=2) for line in found.stdout.splitlines()]
+    return [int(pid) for pid, state, words in lines if not state.startswith("Z") and "resource_tracker" not in words]
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 30.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)

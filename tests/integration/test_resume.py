@@ -49,7 +49,9 @@ class Died:
 @pytest.fixture(scope="module")
 def died(shared_tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Died]:
     """Every event's run, all by one child process, because importing PyTorch takes seconds."""
-    configs = {name: shared_tiny_config(precision=precision, **TWENTY_STEPS) for name, (precision, *_) in EVENTS.items()}
+    configs = {
+        name: shared_tiny_config(precision=precision, **TWENTY_STEPS) for name, (precision, *_) in EVENTS.items()
+    }
     arguments = []
     for number, (name, (_, event, *_)) in enumerate(EVENTS.items()):
         path = tmp_path_factory.mktemp("configs") / f"{number}.yaml"

@@ -63,6 +63,10 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (OptimizerConfig(), {"betas": (1.0, 0.9)}, "betas"),
     (OptimizerConfig(), {"betas": (0.9, -0.1)}, "betas"),
     (OptimizerConfig(), {"eps": -1e-8}, "eps"),
+    (OptimizerConfig(), {"eps": 0.0}, "eps"),
+    (SOURCE, {"files": ("/data/*.json",)}, "files"),
+    (SOURCE, {"files": ("",)}, "files"),
+    (TRAIN, {"fp16_initial_scale_power": 5000}, "fp16_initial_scale_power"),
     (OptimizerConfig(), {"weight_decay": -0.1}, "weight_decay"),
     (OptimizerConfig(), {"clip_norm": -1.0}, "clip_norm"),
     (OptimizerConfig(), {"warmup_steps": -1}, "warmup_steps"),
@@ -131,7 +135,10 @@ AT_THE_EDGE: list[tuple[Any, dict[str, Any]]] = [
     (BUILD, {"seq_len": 16, "valid_share": 0.0, "packs_per_shard": 1, "workers": 0}),
     (BUILD, {"seq_len": 65535, "valid_share": 0.49}),
     (MODEL, {"num_heads": 64, "rotary_pct": 0.0}),
-    (OptimizerConfig(), {"betas": (0.0, 0.999), "eps": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}),
+    (
+        OptimizerConfig(),
+        {"betas": (0.0, 0.999), "eps": 1e-30, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0},
+    ),
     (OptimizerConfig(), {"min_lr_ratio": 1.0}),
     (
         TRAIN,

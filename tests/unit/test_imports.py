@@ -19,6 +19,7 @@ LAYERS = (
     "config",
     "settings",
     "progress",
+    "terminal",
     "storage",
     "chat",
     "data",

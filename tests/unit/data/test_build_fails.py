@@ -76,13 +76,11 @@ def test_a_damaged_file_stops_the_build(raw: Any) -> None:
     assert not Path(raw.config().out).exists()
 
 
-@pytest.mark.xfail(strict=True, reason="nothing refuses a build that holds no document")
 def test_a_build_without_documents_is_refused(raw: Any) -> None:
     with pytest.raises(DataError):
         built(raw, "sources.alpha.weight=1e-9", "sources.zeta.weight=1e-9")
 
 
-@pytest.mark.xfail(strict=True, reason="recipes are hashed when the build ends, after their code has run")
 def test_a_recipe_that_changes_during_the_build_is_not_recorded_as_the_one_that_ran(
     raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +100,6 @@ def test_a_recipe_that_changes_during_the_build_is_not_recorded_as_the_one_that_
     assert found == wanted
 
 
-@pytest.mark.xfail(strict=True, reason="raw files are hashed before they are read, and not looked at again")
 def test_a_raw_file_that_changes_during_the_build_is_noticed(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = build_module.identify_sources
 
@@ -136,9 +133,6 @@ def test_an_error_in_a_worker_process_is_the_same_as_without(raw: Any) -> None:
     assert messages[0] == messages[1]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=PeerError, reason="a worker that cannot start is told as one that died of memory"
-)
 @pytest.mark.parametrize("code", ["x = 1\n", "def convert(row:\n"], ids=["no function", "no Python"])
 def test_a_recipe_that_cannot_be_loaded_is_named_with_several_workers(code: str, raw: Any) -> None:
     (raw.recipes / "zeta" / "convert.py").write_text(code)

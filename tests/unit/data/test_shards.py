@@ -137,12 +137,7 @@ def test_a_pack_knows_its_documents() -> None:
     assert list(pack.documents()) == [(7, slice(0, 3)), (5, slice(3, 4)), (9, slice(4, 8))]
 
 
-NO_DOCUMENTS = pytest.param(
-    0, marks=pytest.mark.xfail(strict=True, raises=IndexError, reason="a table without rows has no chunk to look at")
-)
-
-
-@pytest.mark.parametrize("count", [NO_DOCUMENTS, 1, 20])
+@pytest.mark.parametrize("count", [1, 20])
 def test_the_document_table_reads_back_equal(count: int, tmp_path: Path) -> None:
     table = documents(count)
     write_documents(tmp_path / DOCUMENTS, table)

@@ -88,7 +88,6 @@ def test_a_row_s_number_is_its_line(tmp_path: Path) -> None:
     assert found == [(0, {"n": 0}), (3, {"n": 3}), (5, {"n": 5})]
 
 
-@pytest.mark.xfail(strict=True, reason="blank lines at the start are skipped before the lines are counted")
 def test_blank_lines_at_the_start_count_as_well(tmp_path: Path) -> None:
     assert read(tmp_path / "rows.jsonl", b'\n\n{"n": 2}\n{"n": 3}\n') == [(2, {"n": 2}), (3, {"n": 3})]
 
@@ -144,7 +143,7 @@ NOT_THE_FORMAT = {
     "rows.json.gz": b"[{}]",
     "rows.json.zst": b"[{}]",
     "rows.parquet": b"[{}]",
-    "rows.parquet.gz": gzip.compress(b"[{}]"),
+    "rows.parquet.gz": gzip.compress(b"[{}]", mtime=0),
     "garbage.json": b'[{"a": 1}] and more',
     "quotes.json": b"[{'a': 1}]",
     "comma.json": b'[{"a": 1},]',
@@ -153,7 +152,7 @@ NOT_THE_FORMAT = {
 }
 
 
-@pytest.mark.parametrize(("name", "content"), NOT_THE_FORMAT.items())
+@pytest.mark.parametrize(("name", "content"), NOT_THE_FORMAT.items(), ids=list(NOT_THE_FORMAT))
 def test_a_file_that_is_not_in_its_format_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged or cut short") as caught:
         read(tmp_path / name, content)
@@ -208,13 +207,7 @@ def test_a_value_in_an_array_is_the_value_in_a_line(value: str, tmp_path: Path) 
     assert type(in_array[0][1]["a"]) is type(in_line[0][1]["a"])
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=reason))
-        for value, reason in SPELT_DIFFERENTLY.items()
-    ],
-)
+@pytest.mark.parametrize("value", SPELT_DIFFERENTLY)
 def test_a_strange_value_in_an_array_is_the_value_in_a_line(value: str, tmp_path: Path) -> None:
     in_array, in_line = spelt(value, tmp_path)
     assert in_array == in_line
@@ -237,13 +230,11 @@ def test_a_pattern_finds_files_and_their_compressed_forms_in_order(tmp_path: Pat
     assert find_files(tmp_path, ["*.csv"]) == []
 
 
-@pytest.mark.xfail(strict=True, reason="an absolute or empty pattern ends in a traceback of pathlib")
-@pytest.mark.parametrize("pattern", ["/data/*.json", ""])
-def test_a_pattern_that_cannot_be_below_the_folder_is_refused(pattern: str, tmp_path: Path) -> None:
-    try:
-        assert find_files(tmp_path, [pattern]) == []
-    except (NotImplementedError, ValueError) as error:
-        pytest.fail(f"not an error for users: {error!r}")
+def test_a_file_that_is_there_plain_and_compressed_is_refused(tmp_path: Path) -> None:
+    for name in ("a.json", "a.json.gz"):
+        (tmp_path / name).write_bytes(b"[]")
+    with pytest.raises(DataError, match="plain and compressed"):
+        find_files(tmp_path, ["*.json"])
 
 
 def test_a_file_is_identified_by_place_size_and_hash(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_missing_wandb_is_reported_with_the_way_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = tiny_config(wandb=WandbConfig(enabled=True))
-    with pytest.raises(ConfigError, match=r"pip install 'sft\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[wandb\]'"):
         open_tracker(config, tmp_path / "metrics.jsonl", [], "id")
 
 

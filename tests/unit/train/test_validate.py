@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from sft.config import InitConfig
 from sft.data.loader import IGNORE, join
+from sft.data.order import Order
 from sft.data.shards import Shards
 from sft.model.attention import Documents
 from sft.model.neox import NeoX
@@ -62,8 +63,11 @@ def test_each_source_gets_the_loss_of_its_own_documents(micro_batch_packs: int, 
         assert (found[name].num_tokens, found[name].num_correct) == (num_tokens, num_correct)
 
 
-def test_only_the_first_packs_are_measured_if_so_asked(model: NeoX, shards: Shards) -> None:
-    assert measure(model, shards, 2, max_packs=3)[ALL].num_tokens == shards.split("valid").num_supervised_N[:3].sum()
+def test_a_part_of_the_packs_is_picked_from_all_over_the_split(model: NeoX, shards: Shards) -> None:
+    supervised = shards.split("valid").num_supervised_N
+    picked = Order(len(supervised), len(supervised), epochs=1, seed=0).batch(0)[:3]
+    assert picked != [0, 1, 2]
+    assert measure(model, shards, 2, max_packs=3)[ALL].num_tokens == supervised[picked].sum()
 
 
 def test_measuring_leaves_no_gradient(model: NeoX, shards: Shards) -> None:

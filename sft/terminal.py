@@ -1,0 +1,60 @@
+"""How a command meets the terminal, the pipe and the operating system around it."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO, cast
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _Outlet:
+    """A text stream that falls silent when its reader has gone, so that a closed pipe never stops the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        # A terminal without Unicode shows an escape instead of ending the command.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._fall_silent()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._fall_silent()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _fall_silent(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def command_environment() -> Iterator[None]:
+    """Run a command so that closed pipes are harmless and SIGTERM unwinds it, removing half-written folders."""
+    out, errors = (cast(TextIO, _Outlet(stream)) for stream in (sys.stdout, sys.stderr))
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with redirect_stdout(out), redirect_stderr(errors):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        out.flush()
+        errors.flush()
+
+
+def _terminate(*_: object) -> None:
+    sys.exit(TERMINATED)
