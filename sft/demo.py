@@ -34,10 +34,13 @@ def demo(out: Path) -> None:
 
     Raises: ConfigError if it is not run from the project's folder, or `out` holds something else.
     """
+    import torch
+
     from sft.evals.evaluate import evaluate
     from sft.export.huggingface import export
     from sft.train.loop import train
 
+    torch.set_num_threads(1)  # matrices this small only make several threads wait for each other
     console = Console(highlight=False)
     config, training = _configs(out)
     _title(console, 1, f"Raw rows to packed shards: sft build {MIXTURE}")
