@@ -1,8 +1,9 @@
 """Documents of a whole split into sequences of fixed capacity, hardly a token of which stays empty.
 
-Best-fit decreasing, bin by bin: always the longest document that still fits. As soon as two documents fill what is
-left exactly, they do, and the bin is closed without a gap. Lengths are small integers, so the lengths in stock are
-the bits of one long integer, and both questions are answered by a few operations on it.
+One bin after the other is filled, always with the longest document that still fits. As soon as two documents fill what
+is left exactly, they do, and the bin is closed without a gap; best-fit decreasing, which never looks ahead, leaves more
+of them. Lengths are small integers, so the lengths in stock are the bits of one long integer, and both questions are
+answered by a few operations on it.
 """
 
 from typing import Any

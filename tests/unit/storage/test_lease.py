@@ -89,7 +89,7 @@ def test_a_failure_inside_frees_it_and_passes_through(error: type[BaseException]
 
 def test_different_folders_do_not_stand_in_each_other_s_way(tmp_path: Path) -> None:
     with lease(tmp_path / "a" / ".lock"), lease(tmp_path / "b" / ".lock"):
-        pass
+        assert sorted(path.parent.name for path in tmp_path.glob("*/.lock")) == ["a", "b"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
