@@ -72,19 +72,45 @@ def _parser() -> _Parser:
 
     demo = command("demo", _demo, "the whole pipeline on bundled samples, with a tiny model", settings=False)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="new folder for everything that it makes")
+    _add_data_commands(command)
+    _add_model_commands(command)
+    return parser
+
+
+def _add_data_commands(command: Callable[..., _Parser]) -> None:
+    fetch = command("fetch", _fetch, "download a mixture's raw files from the hub and pin them", settings=True)
+    fetch.add_argument("mixture", type=Path, help=MIXTURE_HELP)
+    fetch.add_argument("--update", action="store_true", help="take what the revisions name now, not the locked commits")
 
     build = command("build", _build, "raw files to packed shards", settings=True)
-    build.add_argument("mixture", type=Path, help="such as data_recipes/mixtures/stablelm_tuned_alpha.yaml")
+    build.add_argument("mixture", type=Path, help=MIXTURE_HELP)
+    build.add_argument("--part", metavar="I/N", help="make only the I-th of N shares of the work, for a later build")
 
     inspect = command("inspect", _inspect, "look at packs: roles, loss, documents, lineage", settings=False)
-    inspect.add_argument("shards", type=Path, help="folder made by sft build")
+    inspect.add_argument("shards", type=Path, help="folder made by sft build; with --step a run folder")
     inspect.add_argument("--split", default="train", help="train or valid")
-    inspect.add_argument("--pack", type=int, help="show this pack, counted from 0")
+    what = inspect.add_mutually_exclusive_group()
+    what.add_argument("--pack", type=int, help="show this pack, counted from 0")
+    what.add_argument("--row", metavar="SOURCE:FILE:ROW", help="show what became of this raw row")
+    what.add_argument("--step", type=int, help="show what this step of a run trains on, counted from 1")
     inspect.add_argument("--trace", type=int, metavar="TOKEN", help="show where this token of the pack came from")
+    inspect.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a report with a browser of packs to this file"
+    )
+    inspect.add_argument("--sources", type=Path, metavar="FOLDER", help="raw files, to show the raw row itself")
+    inspect.add_argument("--full", action="store_true", help="with --step: list every row")
+
+    diff = command("diff", _diff, "what differs between two builds: settings, rows, tokens, drops", settings=False)
+    diff.add_argument("a", type=Path, metavar="A", help="folder made by sft build")
+    diff.add_argument("b", type=Path, metavar="B", help="another one")
+    diff.add_argument("--examples", type=int, default=3, metavar="N", help="show up to N rows of each source and kind")
+    diff.add_argument("--json", type=Path, metavar="FILE", help="write the whole result to this file")
 
     verify = command("verify", _verify, "hashes, schema and supervision contract", settings=False)
     verify.add_argument("folder", type=Path, help="shards, a checkpoint, or a run folder (all its checkpoints)")
 
+
+def _add_model_commands(command: Callable[..., _Parser]) -> None:
     train = command("train", _train, "train, or go on if the run folder holds this run", settings=True)
     train.add_argument("config", type=Path, help="such as configs/tiny_cpu.yaml")
 
@@ -97,9 +123,9 @@ def _parser() -> _Parser:
     export = command("export", _export, "a Hugging Face folder for transformers, vLLM and lm-eval", settings=True)
     export.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
     export.add_argument("out", type=Path, help="new folder to write")
-    return parser
 
 
+MIXTURE_HELP = "such as data_recipes/mixtures/stablelm_tuned_alpha.yaml"
 CHECKPOINT_HELP = "checkpoint, run folder (its newest checkpoint) or exported folder"
 
 
@@ -107,6 +133,18 @@ def _demo(options: argparse.Namespace) -> None:
     from sft.demo import demo
 
     demo(options.out)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from sft.data.recipes import load_mixture
+
+    # Fetching needs neither a tokenizer nor a place for shards, which the settings of a build must name.
+    loaded = load_mixture(options.mixture, ["tokenizer=unused", "out=unused", *options.settings])
+    if _printed(options, loaded):
+        return
+    from sft.data.fetch import fetch
+
+    fetch(loaded.config, update=options.update)
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -117,9 +155,14 @@ def _build(options: argparse.Namespace) -> None:
         return
     from rich.console import Console
 
-    from sft.data.build import build
+    from sft.data.build import Part, build, build_part
     from sft.data.inspect import overview
 
+    if options.part is not None:
+        count = build_part(loaded.config, recipes_dir(options.mixture), Part.parse(options.part))
+        done = "built already" if count is None else f"units done: {count}; sft build without --part merges all"
+        print(f"part {options.part}: {done}")
+        return
     shards = build(loaded.config, recipes_dir(options.mixture))
     overview(shards.folder, Console())
 
@@ -130,12 +173,32 @@ def _inspect(options: argparse.Namespace) -> None:
     from sft.data import inspect
 
     console = Console()
-    if options.trace is not None:
-        inspect.trace(options.shards, options.split, options.pack or 0, options.trace, console)
+    if options.html is not None:
+        from sft.data.report import write_report
+
+        packs = [] if options.pack is None else [(options.split, options.pack)]
+        write_report(options.shards, options.html, packs=packs)
+        print(f"written to {options.html}: open it in a browser")
+    elif options.step is not None:
+        from sft.train.lineage import show_step
+
+        show_step(options.shards, options.step, console, full=options.full)
+    elif options.row is not None:
+        inspect.trace_row(options.shards, options.row, console, options.sources)
+    elif options.trace is not None:
+        inspect.trace(options.shards, options.split, options.pack or 0, options.trace, console, options.sources)
     elif options.pack is not None:
         inspect.show_pack(options.shards, options.split, options.pack, console)
     else:
         inspect.overview(options.shards, console)
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sft.data.diff_report import show_diff
+
+    show_diff(options.a, options.b, Console(), num_examples=options.examples, json_file=options.json)
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -61,24 +61,58 @@ class SourceConfig:
     """True if the licence allows commercial use."""
     too_long: Literal["drop", "truncate"] = "drop"
     """What happens to a single exchange longer than seq_len."""
+    revision: str = "main"
+    """Branch, tag or commit of the hub repository that `sft fetch` downloads."""
+    hub_files: tuple[str, ...] = ()
+    """Glob patterns of the files of the hub repository that `sft fetch` downloads."""
+    switches: dict[str, bool] = field(default_factory=dict)
+    """Named variants of the recipe, keyword arguments of its `convert`; its README explains them."""
+    repair: bool = True
+    """Undo mojibake and remove invisible control characters."""
     language: str | None = None
     """Keep conversations in this language only (ISO 639-1, such as en); null keeps all."""
+    min_answer_characters: int = 0
+    """Drop conversations whose answers together are shorter."""
+    max_characters: int | None = None
+    """Drop conversations whose turns together are longer; null keeps all."""
+    refusals: Literal["keep", "drop"] = "keep"
+    """What happens to conversations in which the assistant refuses or speaks of itself as a language model."""
+    personal_data: Literal["keep", "redact"] = "keep"
+    """`redact` replaces e-mail and IP addresses, telephone, card and account numbers by their kind, as in <email>."""
+    duplicates: Literal["keep", "drop"] = "drop"
+    """What happens to a conversation whose turns are those of an earlier one, in this source or in one before it."""
+    near_duplicates: float | None = None
+    """Drop conversations that resemble an earlier one at least this much (such as 0.8); null keeps all.
+
+    Similarity is the share of word 5-grams in common, of the whole text or of the answers alone, whichever is less."""
+    decontaminate: bool = True
+    """Drop conversations that share text with the mixture's evaluation_files, if it names any."""
     max_drop_share: float = 0.5
     """More dropped rows than this share stop the build: the recipe no longer fits its source."""
     max_damaged_share: float = 0.001
     """More unreadable rows (bad JSON, bad UTF-8, wrong columns) than this share stop the build."""
     enabled: bool = True
     """False leaves the source out of the mixture."""
-    weight: float = 1.0
-    """Share of its rows to use, above 0 and up to 1, chosen by a hash of the row's content."""
     max_rows: int | None = None
-    """Use at most this many raw rows, in file order; null uses all."""
+    """Read at most this many raw rows, in file order; null reads all."""
+    weight: float = 1.0
+    """Share of its conversations to use, above 0 and up to 1, chosen by a hash of their text."""
+    num_conversations: int | None = None
+    """Train on exactly this many of its conversations, chosen by a hash of their text; null takes all."""
+    epochs: float = 1.0
+    """How often each training conversation is packed; of 2.5, half of them are packed three times."""
 
     def problems(self) -> Iterator[str]:
         if not 0 < self.weight <= 1:
             yield f"weight={self.weight}: expected a share above 0 and up to 1"
-        if self.max_rows is not None:
-            yield from _at_least(self, 1, "max_rows")
+        for name in ("max_rows", "num_conversations", "max_characters"):
+            if getattr(self, name) is not None:
+                yield from _at_least(self, 1, name)
+        if not 1 <= self.epochs <= 100:
+            yield f"epochs={self.epochs}: expected 1 to 100; for less than one, set weight"
+        if self.near_duplicates is not None and not 0.5 <= self.near_duplicates <= 1:
+            yield f"near_duplicates={self.near_duplicates}: expected a similarity from 0.5 to 1"
+        yield from _at_least(self, 0, "min_answer_characters")
         if not self.files:
             yield "files: expected at least one pattern"
         for pattern in self.files:
@@ -104,7 +138,11 @@ class BuildConfig:
     seq_len: int = 4096
     """Tokens per packed sequence."""
     valid_share: float = 0.01
-    """Share of each source's distinct conversations held out for validation (at least one)."""
+    """Share of each source's conversations held out for validation (at least one).
+
+    A hash of their first question chooses them; weights, numbers and epochs change nothing in the choice."""
+    valid_conversations: int | None = None
+    """Hold out this many conversations of each source instead of a share."""
     seed: int = 0
     """Chooses the held-out conversations."""
     system: Literal["recipe", "card"] = "recipe"
@@ -115,8 +153,18 @@ class BuildConfig:
     """End every document with <|endoftext|>; the as-released text has none."""
     packs_per_shard: int = 8192
     """Packed sequences per shard file (8192 × 4096 tokens are about 100 MB)."""
+    evaluation_files: tuple[str, ...] = ()
+    """Text, JSON or JSONL files of evaluation questions; conversations that share text with them are dropped."""
+    evaluation_ngram_words: int = 13
+    """How many successive words in common make a conversation contaminated."""
+    max_row_bytes: int = 16_000_000
+    """Longer rows are dropped unread, so that a damaged file cannot fill the memory."""
     workers: int = 0
     """Worker processes; 0 takes all cores. The result does not depend on it."""
+    tokenizer_backend: Literal["tokenizers", "fastokens"] = "tokenizers"
+    """What splits text into ids: the reference library, or a faster one (extra `fast`) that is checked against it."""
+    tokenizer_check_share: float = 0.001
+    """Share of the texts whose ids from a fast backend are compared with the reference's; 1 compares all."""
 
     def problems(self) -> Iterator[str]:
         if not any(source.enabled for source in self.sources.values()):
@@ -125,7 +173,11 @@ class BuildConfig:
             yield f"seq_len={self.seq_len}: expected 16 to 65535"
         if not 0 <= self.valid_share < 0.5:
             yield f"valid_share={self.valid_share}: expected 0 up to 0.5"
-        yield from _at_least(self, 1, "packs_per_shard")
+        if self.valid_conversations is not None:
+            yield from _at_least(self, 1, "valid_conversations")
+        yield from _share(self, "tokenizer_check_share")
+        yield from _at_least(self, 1, "packs_per_shard", "max_row_bytes")
+        yield from _at_least(self, 5, "evaluation_ngram_words")
         yield from _at_least(self, 0, "workers")
 
 

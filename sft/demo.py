@@ -12,12 +12,13 @@ from sft.chat.conversation import Conversation
 from sft.chat.tokenizer import train_tokenizer
 from sft.config import BuildConfig, EvalConfig, ExportConfig, GenerationConfig, TrainConfig
 from sft.data.build import build, identify_sources
+from sft.data.digests import digest
 from sft.data.inspect import overview
 from sft.data.recipes import load_converter, load_mixture, recipes_dir
 from sft.data.rows import parse
 from sft.data.shards import TOKENIZER, Shards
 from sft.data.sources import read_rows
-from sft.data.worker import digest, system_text
+from sft.data.worker import system_text
 from sft.errors import ConfigError
 from sft.settings import load, read_arguments, read_yaml
 from sft.storage.publish import write_text

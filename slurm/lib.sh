@@ -43,6 +43,26 @@ find_sft() {
     command -v sft >/dev/null || refuse "there is no sft on PATH: run make install, or set SFT_VENV"
 }
 
+# part_of_task USAGE: the share of the work that this task of a job array does, as I/N.
+#
+# N is SFT_PARTS. Without it Slurm's count of tasks will do, but only if they are 1 to N: in an array such as 2,5, which
+# makes two parts again, it is not the number of parts.
+part_of_task() {
+    local usage=$1 task=${SLURM_ARRAY_TASK_ID:-} num_parts=${SFT_PARTS:-}
+    local first=${SLURM_ARRAY_TASK_MIN:-} last=${SLURM_ARRAY_TASK_MAX:-} num_tasks=${SLURM_ARRAY_TASK_COUNT:-}
+    [[ -n $task ]] || refuse "not a task of a job array; submit it: sbatch $usage"
+    if [[ -z $num_parts ]]; then
+        [[ $first == 1 && $last == "$num_tasks" ]] ||
+            refuse "an array of $num_tasks tasks from $first to $last: expected 1-N, or SFT_PARTS=N and tasks within 1-N"
+        num_parts=$num_tasks
+    fi
+    [[ $num_parts =~ ^[1-9][0-9]{0,5}$ ]] || refuse "SFT_PARTS=$num_parts: expected a whole number from 1 to 999999"
+    # The whole array counts, not this task alone: otherwise some parts would run and others be refused.
+    ((first >= 1 && last <= num_parts)) ||
+        refuse "an array with tasks from $first to $last: expected tasks within 1-$num_parts, since SFT_PARTS=$num_parts"
+    printf '%s/%s' "$task" "$num_parts"
+}
+
 # Call it first: a signal that comes from now on is noted, and run_with_warning_signal will find the note.
 catch_signals() {
     local name

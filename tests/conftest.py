@@ -26,6 +26,7 @@ from sft.data.shards import (
     write_shard,
 )
 from sft.storage.manifest import file_sha256, write_manifest
+from tests.packs import laid
 
 # Generated cases are the same on every machine, and a slow machine fails no test.
 hypothesis_settings.register_profile("sft", derandomize=True, deadline=None, database=None)
@@ -96,7 +97,7 @@ def write_tiny_shards(folder: Path, num_train: int = 24, num_valid: int = 6) -> 
     facts: dict[str, Any] = {}
     for name, members in splits.items():
         file = shard_name(name, 0, 1)
-        write_shard(folder / file, members)
+        write_shard(folder / file, laid(members))
         facts[name] = {"packs": len(members), "shards": [{"file": file, "packs": len(members)}]}
     write_documents(folder / DOCUMENTS, _documents(packs, num_train))
     vocabulary = {f"token{number}": number for number in range(TINY_NUM_IDS - 3)}
@@ -142,9 +143,13 @@ def _documents(packs: list[Pack], num_train: int) -> DocumentTable:
         file=zeros,
         row=numbers,
         piece=zeros,
+        first_turn=zeros,
         digest=numbers.astype(np.uint64),
+        group=numbers.astype(np.uint64),
         num_tokens=np.concatenate([pack.doc_lengths_D for pack in packs]),
         num_supervised=np.array(supervised),
+        truncated=zeros.astype(bool),
+        uses=np.ones(count, np.int64),
         held_out=numbers >= 3 * num_train,
     )
 

@@ -102,15 +102,16 @@ def _user_text(text: str, is_page: bool) -> str:
     while text.endswith(_TRAILING_BUTTONS):
         for button in _TRAILING_BUTTONS:
             text = text.removesuffix(button).rstrip()
-    text = _VERSION.sub("", text)
-    return clean_text(text if is_page else _ESCAPED.sub(r"\1", text))
+    if " / " in text[-12:]:
+        text = _VERSION.sub("", text)
+    return clean_text(_ESCAPED.sub(r"\1", text) if "\\" in text and not is_page else text)
 
 
 def _assistant_text(text: str, is_page: bool) -> str | None:
     if _PAGE.match(text):
         return _page_to_markdown(text)
     text = _without_buttons(clean_text(text))
-    if is_page:
+    if is_page or "\\" not in text:
         return text
     parts = _CODE.split(text)
     parts[::2] = [_ESCAPED.sub(r"\1", part) for part in parts[::2]]

@@ -1,6 +1,5 @@
 """A conversation between tokeniser and raw row: the one type that every recipe produces."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +15,8 @@ class Reason(StrEnum):
     INVALID_JSON = "invalid_json"
     INVALID_UTF8 = "invalid_utf8"
     WRONG_SCHEMA = "wrong_schema"
-    # dirt: the row is readable, but not a conversation to learn from
+    # dirt: the row is whole, but not a conversation to learn from
+    ROW_TOO_LARGE = "row_too_large"
     EMPTY_USER = "empty_user"
     EMPTY_ASSISTANT = "empty_assistant"
     NO_EXCHANGE = "no_exchange"
@@ -26,6 +26,12 @@ class Reason(StrEnum):
     MERGED_INSTRUCTIONS = "merged_instructions"
     SERVICE_MESSAGE = "service_message"
     LANGUAGE = "language"
+    # choice: a stage of the build that the recipe switched on
+    LENGTH = "length"
+    REFUSAL = "refusal"
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    CONTAMINATED = "contaminated"
     # encoding: the tokens would break the text and supervision contract
     TOO_LONG = "too_long"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
@@ -53,6 +59,14 @@ class Drop:
     detail: str = ""
 
 
+class NotAConversationError(ValueError):
+    """Turns that do not alternate from user to assistant."""
+
+    def __init__(self, problem: Drop) -> None:
+        self.problem = problem
+        super().__init__(f"not a conversation: {problem.reason} {problem.detail}".rstrip())
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Alternating user and assistant turns, the first by the user and the last by the assistant.
@@ -66,7 +80,7 @@ class Conversation:
     def __post_init__(self) -> None:
         problem = _first_problem(self.messages)
         if problem is not None:
-            raise ValueError(f"not a conversation: {problem.reason} {problem.detail}".rstrip())
+            raise NotAConversationError(problem)
 
     @property
     def exchanges(self) -> tuple[tuple[str, str], ...]:
@@ -82,17 +96,22 @@ def exchange(user: str, assistant: str) -> Conversation | Drop:
 
 def from_turns(turns: Iterable[Message], system: str | None = None) -> Conversation | Drop:
     """A conversation from the given turns, or the first reason why they are not one."""
-    messages = tuple(turns)
-    return _first_problem(messages) or Conversation(messages, system)
+    try:
+        return Conversation(tuple(turns), system)
+    except NotAConversationError as error:
+        return error.problem
 
 
-# C0 controls but tab and newline, DEL, and lone surrogates, which JSON can spell but UTF-8 cannot encode.
-_UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+# C0 controls but tab and newline, and DEL. In UTF-8 these bytes stand for nothing else.
+_CONTROLS = bytes({*range(0x20), 0x7F} - {ord("\t"), ord("\n")})
 
 
 def clean_text(text: str) -> str:
-    """The text with plain newlines, without control characters and without outer whitespace."""
-    return _UNWANTED.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    """The text with plain newlines, without control characters, lone surrogates and outer whitespace."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    # Ignored are lone surrogates, which JSON can spell but UTF-8 cannot. On bytes this is ten times as fast as a regex.
+    return text.encode("utf-8", "ignore").translate(None, _CONTROLS).decode().strip()
 
 
 def text_columns(row: Mapping[str, object], *names: str) -> tuple[str, ...] | None:

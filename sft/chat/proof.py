@@ -1,10 +1,13 @@
 """Proof, document by document, that exactly the right tokens carry loss.
 
-The proof reads only ids and mask, and knows nothing of how `template.py` made them.
+The proof reads only ids and mask, and knows nothing of how `template.py` made them. It looks at all documents of a
+batch at once, since it must not cost more than a few per cent of encoding them.
+
+T = tokens of all documents end to end, D = documents, C = control tokens, A = answers.
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,68 +18,152 @@ from sft.chat.template import Encoded, Layout
 from sft.chat.tokenizer import ChatTokenizer
 
 
-def first_violations(
-    documents: Sequence[Encoded], tokenizer: ChatTokenizer, layouts: Sequence[Layout]
-) -> list[Drop | None]:
+@dataclass(frozen=True)
+class Batch:
+    """Documents end to end. Shapes: ids_T, loss_mask_T; ends_D is where each document ends; is_cut_D: truncated."""
+
+    ids_T: NDArray[Any]
+    loss_mask_T: NDArray[Any]
+    ends_D: NDArray[np.int64]
+    is_cut_D: NDArray[np.bool_]
+
+    @property
+    def starts_D(self) -> NDArray[np.int64]:
+        return np.append(0, self.ends_D[:-1])
+
+    def count(self, marks_T: NDArray[Any]) -> NDArray[np.int64]:
+        """How many tokens of each document are marked."""
+        total = np.append(0, np.cumsum(marks_T, dtype=np.int64))
+        return np.asarray(total[self.ends_D] - total[self.starts_D])
+
+
+def first_violations(documents: Sequence[Encoded], tokenizer: ChatTokenizer, layout: Layout) -> list[Drop | None]:
     """For each document, the first clause of the supervision contract that it breaks, or None."""
-    spans = [answer_spans(document.ids, tokenizer) for document in documents]
-    runs = [document.ids[a:b] for document, places in zip(documents, spans, strict=True) for a, b in places]
-    decoded = iter(tokenizer.decode(runs))
-    texts = [[next(decoded) for _ in places] for places in spans]
-    return [
-        structure_violation(document.ids, document.loss_mask, tokenizer, layout, truncated=document.truncated)
-        or _text_violation(document, found, tokenizer)
-        for document, layout, found in zip(documents, layouts, texts, strict=True)
-    ]
+    if not documents:
+        return []
+    batch = Batch(
+        np.concatenate([document.ids for document in documents]),
+        np.concatenate([document.loss_mask for document in documents]),
+        np.cumsum([len(document.ids) for document in documents], dtype=np.int64),
+        np.array([document.truncated for document in documents]),
+    )
+    verdicts: list[Drop | None] = [None] * len(documents)
+    for number, drop in _text_violations(documents, batch, tokenizer):
+        verdicts[number] = drop
+    for number, drop in structure_violations(batch, tokenizer, layout):
+        verdicts[number] = drop
+    return verdicts
 
 
-def structure_violation(
-    ids: NDArray[Any], loss_mask: NDArray[Any], tokenizer: ChatTokenizer, layout: Layout, *, truncated: bool = False
-) -> Drop | None:
-    """What is wrong with the tags and the mask of one document, or None."""
-    controls = ids[tokenizer.is_control[ids]].tolist()
-    turns = (len(controls) - 1) // 2
-    ends = [tokenizer.end_id] if layout.end_token and not truncated else []
-    expected = [tokenizer.system_id, *[tokenizer.user_id, tokenizer.assistant_id] * turns, *ends]
-    if controls != expected or ids[0] != tokenizer.system_id:
-        return Drop(Reason.FORGED_CONTROL_TOKEN, f"control tokens {controls}, expected {expected}")
-    if not loss_mask.any():
-        return Drop(Reason.NO_SUPERVISED_TOKENS)
-    if not np.array_equal(loss_mask, expected_mask(ids, tokenizer, layout)):
-        return Drop(Reason.WRONG_TURN_ENDS, "the loss mask is not the answers and their ends")
-    return None
+def structure_violations(batch: Batch, tokenizer: ChatTokenizer, layout: Layout) -> Iterator[tuple[int, Drop]]:
+    """The documents whose tags or mask are wrong, each with the first thing that is."""
+    controls = _Controls.of(batch, tokenizer)
+    wrong_tags = controls.wrong_documents(batch, tokenizer, layout)
+    unsupervised = batch.count(batch.loss_mask_T) == 0
+    wrong_mask = batch.count(batch.loss_mask_T != expected_mask(batch, tokenizer, layout)) > 0
+    for number in np.flatnonzero(wrong_tags | unsupervised | wrong_mask).tolist():
+        if wrong_tags[number]:
+            found = batch.ids_T[controls.place_C[controls.document_C == number]].tolist()
+            yield number, Drop(Reason.FORGED_CONTROL_TOKEN, f"control tokens {[tokenizer.name(i) for i in found]}")
+        elif unsupervised[number]:
+            yield number, Drop(Reason.NO_SUPERVISED_TOKENS)
+        else:
+            yield number, Drop(Reason.WRONG_TURN_ENDS, "the loss mask is not the answers and their ends")
 
 
-def expected_mask(ids: NDArray[Any], tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.uint8]:
+def answer_spans(ids_T: NDArray[Any], tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
+    """Where each assistant text of one document stands: behind its tag, up to the next control token or the end."""
+    ends_D = np.array([len(ids_T)], np.int64)
+    controls = _Controls.of(Batch(ids_T, ids_T, ends_D, np.zeros(1, bool)), tokenizer)
+    starts_A, stops_A, _ = controls.answers(ends_D, tokenizer)
+    return list(zip(starts_A.tolist(), stops_A.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Controls:
+    """The control tokens of a batch: where they stand, which they are, in which document."""
+
+    place_C: NDArray[np.int64]
+    id_C: NDArray[Any]
+    document_C: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, batch: Batch, tokenizer: ChatTokenizer) -> "_Controls":
+        place_C = np.flatnonzero(tokenizer.is_control[batch.ids_T])
+        return cls(place_C, batch.ids_T[place_C], np.searchsorted(batch.ends_D, place_C, side="right"))
+
+    def answers(
+        self, ends_D: NDArray[np.int64], tokenizer: ChatTokenizer
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """First token, first token behind, and document of every assistant text."""
+        following_C = np.append(self.place_C[1:], ends_D[-1])
+        stop_C = np.minimum(following_C, ends_D[self.document_C])
+        opens_C = self.id_C == tokenizer.assistant_id
+        return self.place_C[opens_C] + 1, stop_C[opens_C], self.document_C[opens_C]
+
+    def wrong_documents(self, batch: Batch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
+        """The documents that are not a system block, user and assistant in turn, and the end token if there is one."""
+        first_C = np.append(True, self.document_C[1:] != self.document_C[:-1])
+        last_C = np.append(first_C[1:], True)
+        before_C = np.where(first_C, -1, np.append(-1, self.id_C[:-1]))
+        user, assistant, end = tokenizer.user_id, tokenizer.assistant_id, tokenizer.end_id
+        follows = {-1: tokenizer.system_id, tokenizer.system_id: user, user: assistant}
+        right_C = np.isin(self.id_C, (user, end)) & (before_C == assistant)
+        for before, following in follows.items():
+            right_C |= (before_C == before) & (self.id_C == following)
+        right_C &= ~first_C | (self.place_C == batch.starts_D[self.document_C])
+        has_end_C = layout.end_token & ~batch.is_cut_D[self.document_C]
+        is_end_C = (self.id_C == end) & (self.place_C == batch.ends_D[self.document_C] - 1)
+        right_C &= ~last_C | np.where(has_end_C, is_end_C, self.id_C == assistant)
+        wrong_D = np.ones(len(batch.ends_D), bool)
+        wrong_D[self.document_C] = False
+        wrong_D[self.document_C[~right_C]] = True
+        return wrong_D
+
+
+def expected_mask(batch: Batch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
     """The loss mask that follows from the control ids alone."""
-    mask = np.zeros(len(ids), np.uint8)
     if layout.supervise == "all":
-        mask[1:] = 1
-    else:
-        for start, end in answer_spans(ids, tokenizer):
-            mask[start : end + 1] = 1  # the end token or next tag included
-    return mask
+        mask_T = np.ones(len(batch.ids_T), bool)
+        mask_T[batch.starts_D] = False
+        return mask_T
+    starts_A, stops_A, document_A = _Controls.of(batch, tokenizer).answers(batch.ends_D, tokenizer)
+    stops_A = np.minimum(stops_A + 1, batch.ends_D[document_A])  # the end token or next tag included
+    return _inside(starts_A, stops_A, len(batch.ids_T))
 
 
-def answer_spans(ids: NDArray[Any], tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
-    """Where each assistant text stands: behind its tag, up to the next control token or the end."""
-    controls = np.flatnonzero(tokenizer.is_control[ids]).tolist()
-    return [
-        (start + 1, end)
-        for start, end in itertools.pairwise([*controls, len(ids)])
-        if ids[start] == tokenizer.assistant_id
-    ]
+def _inside(starts_A: NDArray[np.int64], stops_A: NDArray[np.int64], num_tokens: int) -> NDArray[np.bool_]:
+    """True for the tokens of these spans, which do not overlap."""
+    step_T = np.zeros(num_tokens + 1, np.int8)
+    np.add.at(step_T, starts_A, 1)
+    np.subtract.at(step_T, stops_A, 1)
+    return np.cumsum(step_T[:-1], dtype=np.int8).astype(bool)
 
 
-def _text_violation(document: Encoded, found: Sequence[str], tokenizer: ChatTokenizer) -> Drop | None:
-    if len(found) != len(document.answers):
-        return Drop(Reason.TEXT_NOT_REPRODUCED, f"{len(found)} answers, the conversation has {len(document.answers)}")
-    for number, (spelt, answer) in enumerate(zip(found, document.answers, strict=True)):
-        if spelt != answer and not _spells(spelt, tokenizer.normalise(answer), cut=document.truncated):
-            return Drop(Reason.TEXT_NOT_REPRODUCED, f"the supervised tokens of answer {number} spell something else")
-    return None
+def _text_violations(
+    documents: Sequence[Encoded], batch: Batch, tokenizer: ChatTokenizer
+) -> Iterator[tuple[int, Drop]]:
+    """The documents whose supervised tokens do not spell the assistant texts."""
+    controls = _Controls.of(batch, tokenizer)
+    starts_A, stops_A, document_A = controls.answers(batch.ends_D, tokenizer)
+    counts_D = np.bincount(document_A, minlength=len(documents)).tolist()
+    ids = batch.ids_T[_inside(starts_A, stops_A, len(batch.ids_T))].tolist()
+    spelt = list(map(tokenizer.token_bytes.__getitem__, ids))
+    begin, lengths = 0, iter((stops_A - starts_A).tolist())
+    for number, document in enumerate(documents):
+        if counts_D[number] != len(document.answers):
+            detail = f"{counts_D[number]} answers, the conversation has {len(document.answers)}"
+            begin += sum(next(lengths) for _ in range(counts_D[number]))
+            yield number, Drop(Reason.TEXT_NOT_REPRODUCED, detail)
+            continue
+        for turn, answer in enumerate(document.answers):
+            found = b"".join(spelt[begin : (begin := begin + next(lengths))])
+            if found != answer.encode("utf-8", "surrogatepass") and not _spells(found, answer, document, tokenizer):
+                detail = f"the supervised tokens of answer {turn} spell something else"
+                yield number, Drop(Reason.TEXT_NOT_REPRODUCED, detail)
 
 
-def _spells(found: str, wanted: str, *, cut: bool) -> bool:
-    # A cut may fall inside a character, which then decodes to replacement characters.
-    return wanted.startswith(found.rstrip("\ufffd")) if cut else found == wanted
+def _spells(found: bytes, answer: str, document: Encoded, tokenizer: ChatTokenizer) -> bool:
+    """Whether the bytes are the text as the tokenizer normalises it; of a truncated document, its start."""
+    wanted = tokenizer.normalise(answer).encode("utf-8", "surrogatepass")
+    return wanted.startswith(found) if document.truncated else found == wanted

@@ -4,6 +4,9 @@
                                      ^^^^^^^^^              ^^^^^^^^^^^^^^   loss
 
 Nothing stands between tags and text. Loss falls on assistant text and on the token that ends it.
+
+A document is a list of segments: tags, and texts that were all encoded in one call. The walk only says which segments
+follow each other; ids and mask of all documents are then gathered at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation, Drop, Message, Reason
-from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.tokenizer import ChatTokenizer, Runs
 
 CARD_SYSTEM_PROMPT = """\
 # StableLM Tuned (Alpha version)
@@ -26,8 +29,9 @@ make jokes.
 - StableLM will refuse to participate in anything that could harm a human.
 """
 
-Exchange = tuple[list[int], list[int]]
-"""Ids of a user text and of the assistant text that answers it."""
+# The first segments of every batch. The tag that opens a later user turn also ends the answer before it: it is learnt.
+_SYSTEM, _FIRST_USER, _NEXT_USER, _ASSISTANT, _END = range(5)
+_NUM_TAGS = 5
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,12 @@ class Layout:
     seq_len: int
     """Longest document, in tokens."""
     too_long: Literal["drop", "truncate"] = "drop"
+    """What happens to a single exchange that does not fit."""
     supervise: Literal["assistant", "all"] = "assistant"
     end_token: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """One document: its ids and, at every token that is a training target, a 1."""
 
@@ -49,22 +54,54 @@ class Encoded:
     loss_mask: NDArray[np.uint8]
     answers: tuple[str, ...]
     """The assistant texts that the supervised spans must spell."""
+    first_exchange: int = 0
+    """Number of the document's first exchange in its conversation."""
     truncated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Successive exchanges of a conversation that make one document, or would."""
+
+    first: int
+    stop: int
+    num_tokens: int
+
+
 def encode(
-    conversations: Sequence[Conversation], systems: Sequence[str], tokenizer: ChatTokenizer, layouts: Sequence[Layout]
-) -> Iterator[list[Encoded | Drop]]:
+    conversations: Sequence[Conversation], systems: Sequence[str], tokenizer: ChatTokenizer, layout: Layout
+) -> list[list[Encoded | Drop]]:
     """The documents of each conversation: one, or several pieces cut at turn boundaries if it is too long.
 
     A single exchange that does not fit becomes a Drop, or a truncated document without its end, as the layout says.
     """
-    distinct = list(dict.fromkeys(systems))  # a source has one or a few system texts for all its rows
-    system_ids = dict(zip(distinct, tokenizer.encode(distinct), strict=True))
-    encoded = iter(tokenizer.encode([message.text for item in conversations for message in item.messages]))
-    for conversation, system, layout in zip(conversations, systems, layouts, strict=True):
-        exchanges = [(next(encoded), next(encoded)) for _ in conversation.exchanges]
-        yield list(_pieces(conversation, system_ids[system], exchanges, tokenizer, layout))
+    # A source has one or a few system texts for all its rows.
+    system_segments = {text: _NUM_TAGS + number for number, text in enumerate(dict.fromkeys(systems))}
+    texts = [message.text for conversation in conversations for message in conversation.messages]
+    runs = tokenizer.encode_flat([*system_segments, *texts])
+    lengths = [1] * _NUM_TAGS + runs.lengths.tolist()
+    segments: list[int] = []
+    ends: list[int] = []
+    pieces: list[list[_Piece]] = []
+    message = _NUM_TAGS + len(system_segments)
+    for conversation, system in zip(conversations, systems, strict=True):
+        count = len(conversation.messages)
+        fixed = 1 + lengths[system_segments[system]] + layout.end_token
+        pieces.append(_pieces(lengths[message : message + count], fixed, layout.seq_len))
+        for piece in pieces[-1]:
+            segments += (_SYSTEM, system_segments[system])
+            for turn in range(message + 2 * piece.first, message + 2 * piece.stop, 2):
+                opening = _FIRST_USER if turn == message + 2 * piece.first else _NEXT_USER
+                segments += (opening, turn, _ASSISTANT, turn + 1)
+            if layout.end_token:
+                segments.append(_END)
+            ends.append(len(segments))
+        message += count
+    documents = iter(_gathered(segments, ends, runs, len(system_segments), tokenizer, layout))
+    return [
+        [_finished(piece, *next(documents), conversation, tokenizer, layout) for piece in cut]
+        for conversation, cut in zip(conversations, pieces, strict=True)
+    ]
 
 
 def encode_prompt(messages: Sequence[Message], system: str, tokenizer: ChatTokenizer) -> list[int]:
@@ -77,64 +114,60 @@ def encode_prompt(messages: Sequence[Message], system: str, tokenizer: ChatToken
     return [*ids, tokenizer.assistant_id]
 
 
-def _pieces(
-    conversation: Conversation,
-    system_ids: list[int],
-    exchanges: Sequence[Exchange],
-    tokenizer: ChatTokenizer,
-    layout: Layout,
-) -> Iterator[Encoded | Drop]:
-    """Greedily fill pieces with whole exchanges, each piece starting with the system block."""
-    answers = [answer for _, answer in conversation.exchanges]
-    fixed = 1 + len(system_ids) + int(layout.end_token)
+def _pieces(lengths: Sequence[int], fixed: int, seq_len: int) -> list[_Piece]:
+    """Greedily fill pieces with whole exchanges; an exchange too long for any piece stands alone."""
+    num_exchanges = len(lengths) // 2
+    total = fixed + sum(lengths) + len(lengths)
+    if total <= seq_len:
+        return [_Piece(0, num_exchanges, total)]
+    pieces = []
     first, length = 0, fixed
-    for number, (user, assistant) in enumerate(exchanges):
-        needed = 2 + len(user) + len(assistant)
-        if first < number and length + needed > layout.seq_len:
-            yield _document(system_ids, exchanges[first:number], answers[first:number], tokenizer, layout)
+    for number in range(num_exchanges):
+        needed = 2 + lengths[2 * number] + lengths[2 * number + 1]
+        if first < number and length + needed > seq_len:
+            pieces.append(_Piece(first, number, length))
             first, length = number, fixed
         length += needed
-        if length > layout.seq_len:
-            yield _too_long(system_ids, exchanges[number], answers[number], tokenizer, layout)
-            first, length = number + 1, fixed
-    if first < len(exchanges):
-        yield _document(system_ids, exchanges[first:], answers[first:], tokenizer, layout)
+    return [*pieces, _Piece(first, num_exchanges, length)]
 
 
-def _document(
-    system_ids: list[int],
-    exchanges: Sequence[Exchange],
-    answers: Sequence[str],
+def _gathered(
+    segments: list[int], ends: list[int], runs: Runs, num_systems: int, tokenizer: ChatTokenizer, layout: Layout
+) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    """Ids and loss mask of each document: the segments' ids one behind the other."""
+    tags = [tokenizer.system_id, tokenizer.user_id, tokenizer.user_id, tokenizer.assistant_id, tokenizer.end_id]
+    source = np.concatenate([np.array(tags, np.uint32), runs.ids])
+    length = np.concatenate([np.ones(_NUM_TAGS, np.int64), runs.lengths])
+    start = np.cumsum(length) - length
+    loss = np.zeros(len(length), np.uint8)
+    loss[[_NEXT_USER, _END]] = 1
+    loss[_NUM_TAGS + num_systems + 1 :: 2] = 1  # every second message is the assistant's
+    order = np.array(segments, np.int64)
+    stop = np.cumsum(length[order])
+    place = np.repeat(start[order] - stop + length[order], length[order]) + np.arange(stop[-1] if len(stop) else 0)
+    ids = source[place]
+    mask = np.repeat(loss[order], length[order]) if layout.supervise == "assistant" else np.ones(len(ids), np.uint8)
+    begin = 0
+    for end in stop[np.array(ends, np.int64) - 1].tolist() if ends else ():
+        if layout.supervise == "all":
+            mask[begin] = 0  # nothing stands before a document's first token, so it is never predicted
+        yield ids[begin:end], mask[begin:end]
+        begin = end
+
+
+def _finished(
+    piece: _Piece,
+    ids: NDArray[Any],
+    mask: NDArray[np.uint8],
+    conversation: Conversation,
     tokenizer: ChatTokenizer,
     layout: Layout,
-) -> Encoded:
-    ids = [tokenizer.system_id, *system_ids]
-    mask = [0] * len(ids)
-    for number, (user, assistant) in enumerate(exchanges):
-        # The tag that opens a later user turn also ends the answer before it, so it is learnt.
-        ids += [tokenizer.user_id, *user, tokenizer.assistant_id, *assistant]
-        mask += [int(number > 0), *[0] * (len(user) + 1), *[1] * len(assistant)]
-    if layout.end_token:
-        ids.append(tokenizer.end_id)
-        mask.append(1)
-    return Encoded(np.array(ids, np.uint32), _supervise(mask, layout), tuple(answers))
-
-
-def _too_long(
-    system_ids: list[int], exchange: Exchange, answer: str, tokenizer: ChatTokenizer, layout: Layout
 ) -> Encoded | Drop:
-    whole = _document(system_ids, [exchange], [answer], tokenizer, layout)
+    answers = tuple(message.text for message in conversation.messages[2 * piece.first + 1 : 2 * piece.stop : 2])
+    if piece.num_tokens <= layout.seq_len:
+        return Encoded(ids, mask, answers, piece.first)
     if layout.too_long == "drop":
-        return Drop(Reason.TOO_LONG, f"{len(whole.ids)} tokens, at most {layout.seq_len}")
-    question = 1 + len(system_ids) + 1 + len(exchange[0]) + 1
-    if question >= layout.seq_len:
+        return Drop(Reason.TOO_LONG, f"{piece.num_tokens} tokens, at most {layout.seq_len}")
+    if tokenizer.assistant_id not in ids[: layout.seq_len - 1]:
         return Drop(Reason.NO_SUPERVISED_TOKENS, f"the question alone fills {layout.seq_len} tokens")
-    return Encoded(whole.ids[: layout.seq_len], whole.loss_mask[: layout.seq_len], (answer,), truncated=True)
-
-
-def _supervise(mask: list[int], layout: Layout) -> NDArray[np.uint8]:
-    if layout.supervise == "assistant":
-        return np.array(mask, np.uint8)
-    everything = np.ones(len(mask), np.uint8)
-    everything[0] = 0  # nothing stands before a document's first token, so it is never predicted
-    return everything
+    return Encoded(ids[: layout.seq_len], mask[: layout.seq_len], answers, piece.first, truncated=True)

@@ -4,10 +4,12 @@ Text can never become a control token: control ids are inserted by number, and e
 special-token splitting on, so that `<|USER|>` inside a text stays a run of ordinary characters.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,30 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from sft.errors import ConfigError
 from sft.storage.manifest import text_sha256
 
+if TYPE_CHECKING:
+    from sft.chat.fast_tokenizer import FastTokenizer
+
 END, PADDING = "<|endoftext|>", "<|padding|>"
 SYSTEM, USER, ASSISTANT = TAGS = ("<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>")
 
 # The published model's ids; any tokenizer with this many base entries must reproduce them.
 NEOX_20B_SIZE = 50277
 NEOX_20B_IDS = {END: 0, PADDING: 1, SYSTEM: 50277, USER: 50278, ASSISTANT: 50279}
+
+
+# The library keeps much beside the ids of every text of a call; larger calls are slower by a third.
+_TEXTS_PER_CALL = 1000
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of ids, laid end to end.
+
+    Shapes: ids_T, lengths_N with T the sum of the N lengths.
+    """
+
+    ids: NDArray[np.uint32]
+    lengths: NDArray[np.int64]
 
 
 class ChatTokenizer:
@@ -47,6 +67,8 @@ class ChatTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._fast: FastTokenizer | None = None
+        self._check_share = 0.0
         ids = [tokenizer.token_to_id(token) for token in (END, PADDING, *TAGS)]
         self.control_ids = tuple(int(token_id) for token_id in ids if token_id is not None)
         self.end_id, self.pad_id, self.system_id, self.user_id, self.assistant_id = self.control_ids
@@ -99,6 +121,48 @@ class ChatTokenizer:
         """The ids of each text, none of them a control id."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def use_fast(self, check_share: float) -> None:
+        """Let `encode_flat` use fastokens from now on, comparing this share of its texts with the reference.
+
+        Raises: ConfigError if it is not installed or encodes a probe differently.
+        """
+        from sft.chat.fast_tokenizer import FastTokenizer
+
+        self._fast, self._check_share = FastTokenizer(self.json, self._encode_flat), check_share
+
+    def encode_flat(self, texts: Sequence[str]) -> Runs:
+        """The ids of all texts end to end, none of them a control id.
+
+        Raises: ConfigError if a fast tokenizer is in use and its ids of a compared text are not the reference's.
+        """
+        if self._fast is None:
+            return Runs(*self._encode_flat(texts))
+        from sft.chat.fast_tokenizer import check_sample, compare
+
+        encoded = self._fast.encode_flat(texts)
+        compare(texts, encoded, self._encode_flat, check_sample(encoded, self._check_share))
+        return Runs(*encoded)
+
+    def _encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        runs: list[list[int]] = []
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            runs += self.encode(texts[start : start + _TEXTS_PER_CALL])
+        lengths = np.fromiter(map(len, runs), np.int64, len(runs))
+        return np.fromiter(itertools.chain.from_iterable(runs), np.uint32, int(lengths.sum())), lengths
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id spells; a character may be spread over several ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [
+            added[token_id].content.encode() if token_id in added else _spelt(self.name(token_id))
+            for token_id in range(self.num_ids)
+        ]
+
+    def spell(self, ids: NDArray[Any]) -> bytes:
+        """The bytes of a run of ids: what `decode` gives as text, without its look at whole characters."""
+        return b"".join(map(self.token_bytes.__getitem__, ids.tolist()))
+
     def decode(self, ids: Sequence[Sequence[int] | NDArray[Any]]) -> list[str]:
         """The text of each run of ids, control tokens written out."""
         return list(
@@ -132,6 +196,23 @@ class ChatTokenizer:
             }
             if wrong:
                 raise ConfigError(f"control ids {wrong}, expected {NEOX_20B_IDS}", on=origin)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in a byte-level vocabulary.
+
+    Source: GPT-2's encoder; bytes that print stand for themselves, the others for characters from 256 on.
+    """
+    prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in prints)
+    return {chr(byte): byte for byte in prints} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _spelt(token: str) -> bytes:
+    return bytes(_BYTES[character] for character in token)
 
 
 def train_tokenizer(texts: Iterable[str], num_ids: int) -> ChatTokenizer:

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sft.data.licences import SourceLicence, consequences, source_licences
+
 DROPPED_HEADS = ("source", "reason", "rows or pieces")
-LICENCE_HEADS = ("source", "licence", "commercial use")
+LICENCE_HEADS = ("source", "licence", "commercial use", "attribution", "share-alike", "note")
 SPLIT_HEADS = ("split", "packs", "documents", "tokens", "supervised", "density")
 SOURCE_HEADS = ("source", "rows read", "kept", "dropped", "documents", "held out", "tokens", "supervised")
 NUMBERS = {*SPLIT_HEADS[1:], *SOURCE_HEADS[1:], *DROPPED_HEADS[2:]}
 """Columns that stand flush right."""
+WORDS = {True: "yes", False: "no", None: "unknown"}
 
 
 def data_card(facts: dict[str, Any]) -> str:
@@ -21,7 +24,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from (f"# {facts['name']}", "")
     yield (
         f"Conversations from {len(sources)} sources as token sequences of {facts['seq_len']}, packed, "
-        f"with a loss mask. Made by sft {facts['version']}; `manifest.json` holds every count and hash."
+        f"with a loss mask. Made by sft {facts['version']}; `manifest.json` holds every count and hash, and "
+        "`report.html` shows lengths, dropped rows and some packs."
     )
     yield from ("", "## Splits", "", *_table(SPLIT_HEADS, map(_split_row, facts["splits"].items())))
     yield from ("", "## Sources", "", *_table(SOURCE_HEADS, map(_source_row, sources.items())))
@@ -30,8 +34,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from ("", "## Text", "", "`<|SYSTEM|>…<|USER|>…<|ASSISTANT|>…`, nothing between tags and text;")
     ends = "each" if settings["end_token"] else "no"
     yield f"loss on {_supervision(settings)}; {ends} document ends with an end token."
-    yield from ("", "## Licences", "", *_table(LICENCE_HEADS, map(_licence_row, sources.items())))
-    yield from ("", _implication(sources), "", "## Citations", "")
+    licences = source_licences(sources)
+    yield from ("", "## Licences", "", *_table(LICENCE_HEADS, map(_licence_row, licences)), "")
+    yield from (f"- **{item.title}**: {item.text}" for item in consequences(licences))
+    yield from ("", "## Citations", "")
     yield from dict.fromkeys(f"- {source['title']}: {source['citation']}" for source in sources.values())
 
 
@@ -53,9 +59,9 @@ def _source_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
     return (name, *(f"{source[key]:,}" for key in keys))
 
 
-def _licence_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
-    name, source = item
-    return name, source["licence"], "yes" if source["commercial"] else "no"
+def _licence_row(item: SourceLicence) -> tuple[str, ...]:
+    asked = [item.terms.attribution, item.terms.share_alike] if item.terms else [None, None]
+    return item.source, item.licence, *(WORDS[value] for value in (item.commercial, *asked)), item.note
 
 
 def _dropped(sources: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -68,13 +74,3 @@ def _dropped(sources: dict[str, dict[str, Any]]) -> Iterator[str]:
 def _supervision(settings: dict[str, Any]) -> str:
     whole = settings["supervise"] == "all"
     return "every token but a document's first" if whole else "assistant text and the token that ends it"
-
-
-def _implication(sources: dict[str, dict[str, Any]]) -> str:
-    barred = [name for name, source in sources.items() if not source["commercial"]]
-    if not barred:
-        return "Every source allows commercial use; each one's own conditions (attribution, share-alike) still apply."
-    return (
-        f"**Not for commercial use**, because of {', '.join(barred)}. A model trained on this mix carries the "
-        "strictest of these conditions; attribution and share-alike conditions of the others apply as well."
-    )

@@ -7,7 +7,7 @@ import numpy as np
 
 from sft.chat.conversation import DAMAGE
 from sft.config import SourceConfig
-from sft.data.worker import ChunkResult
+from sft.data.unit import UnitFile
 from sft.errors import DataError
 
 MAX_EXAMPLES = 3
@@ -22,13 +22,15 @@ class SourceCounts:
 
     rows_read: int = 0
     rows_skipped: int = 0
-    """Left out by the source's weight."""
+    """Left out by the source's weight or number of conversations."""
     rows_kept: int = 0
     """At least one document came of the row."""
     truncated: int = 0
     """Conversations cut at seq_len, without an end."""
     split: int = 0
     """Conversations cut into several pieces at turn boundaries."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """Conversations that a stage changed, by stage."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Dropped rows, and dropped pieces of kept rows, by reason."""
     examples: list[str] = field(default_factory=list)
@@ -40,23 +42,22 @@ class SourceCounts:
     def rows_dropped(self) -> int:
         return self.rows_read - self.rows_skipped - self.rows_kept
 
-    def add(self, result: ChunkResult) -> None:
-        """Count a chunk."""
-        rows, pieces = np.unique(result.documents["row"], return_counts=True)
-        self.rows_read += result.num_rows
-        self.rows_skipped += result.num_skipped
+    def add(self, unit: UnitFile) -> None:
+        """Count a unit."""
+        rows, pieces = np.unique(unit.documents()["row"], return_counts=True)
+        self.rows_read += unit.header["num_rows"]
+        self.rows_skipped += unit.header["num_skipped"]
         self.rows_kept += len(rows)
         self.split += int((pieces > 1).sum())
-        self.truncated += result.num_truncated
-        for item in result.rejected:
+        self.truncated += unit.header["num_truncated"]
+        self.changed.update(unit.header["changed"])
+        for item in unit.rejected():
             self.reasons[item.reason.value] += 1
             if len(self.examples) < MAX_EXAMPLES:
-                self.examples.append(f"\n  - {result.file}, row {item.row}: {item.reason}, {item.detail[:80]}")
+                self.examples.append(f"\n  - {unit.file}, row {item.row}: {item.reason}, {item.detail[:80]}")
             if item.reason in DAMAGE:
                 self.num_damaged += 1
-                self.first_damaged = (
-                    self.first_damaged or f"{result.file}, row {item.row}: {item.reason}, {item.detail}"
-                )
+                self.first_damaged = self.first_damaged or f"{unit.file}, row {item.row}: {item.reason}, {item.detail}"
 
 
 def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:

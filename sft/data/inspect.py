@@ -1,8 +1,13 @@
-"""Look at packs in the terminal: roles, loss, documents, and where each token came from."""
+"""Look at packs in the terminal: roles, loss, documents, where each token came from, what became of a row.
+
+Text of rows is shown with its control characters spelled out, so that it cannot command the terminal.
+"""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -10,6 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.chat.tokenizer import ChatTokenizer
+from sft.data.corpus import Place
+from sft.data.lineage import (
+    RowFate,
+    Span,
+    TokenOrigin,
+    parse_place,
+    place_of,
+    raw_file,
+    raw_row,
+    row_fate,
+    rows_of_packs,
+    token_origin,
+)
+from sft.data.pack_sample import visible
 from sft.data.shards import Pack, Shards
 from sft.errors import ConfigError
 
@@ -21,7 +40,7 @@ def overview(folder: Path, console: Console) -> None:
     shards = Shards.open(folder, check_hashes=False)
     manifest = shards.manifest
     line = f"{manifest['name']}  {folder}  content {manifest['content_digest'][:12]}"
-    console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(Text(visible(line), "bold"), soft_wrap=True)
     splits = Table("split", "packs", "documents", "tokens", "supervised", "density")
     for name, facts in manifest["splits"].items():
         share = facts["supervised_tokens"] / max(1, facts["tokens"])
@@ -36,7 +55,8 @@ def overview(folder: Path, console: Console) -> None:
     console.print(sources)
     for name, facts in manifest["sources"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in facts["reasons"].items())
-        skipped = f"; {facts['rows_skipped']:,} left out by weight" if facts["rows_skipped"] else ""
+        cause = " or ".join(skipping(facts))
+        skipped = f"; {facts['rows_skipped']:,} left out by {cause}" if facts["rows_skipped"] else ""
         console.print(f"dropped from {name}: {reasons or 'nothing'}{skipped}", highlight=False, soft_wrap=True)
 
 
@@ -51,23 +71,136 @@ def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
     )
     for number, (doc_id, place) in enumerate(pack.documents()):
         title = f"{number}: {_origin(shards, doc_id)}, tokens {place.start}–{place.stop - 1}"
-        console.rule(Text(title), align="left")
+        console.rule(Text(visible(title)), align="left")
         console.print(Text.assemble(*_coloured(pack.input_ids_T[place], pack.loss_mask_T[place], tokenizer)))
 
 
-def trace(folder: Path, split: str, index: int, token: int, console: Console) -> None:
-    """Print the raw row from which a token of a pack came."""
+def trace(folder: Path, split: str, index: int, token: int, console: Console, sources_dir: Path | None = None) -> None:
+    """Print the turn and the raw row from which a token of a pack came; the row itself if the raw files are given."""
     shards = Shards.open(folder, check_hashes=False)
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
-    pack = _pack(shards, split, index)
-    for doc_id, place in pack.documents():
-        if place.start <= token < place.stop:
-            spelling = tokenizer.decode([[int(pack.input_ids_T[token])]])[0]
-            loss = "with loss" if pack.loss_mask_T[token] else "without loss"
-            line = f"token {token}: {spelling!r} (id {pack.input_ids_T[token]}), {loss}, document {doc_id}"
-            console.print(f"{line}\nfrom {_origin(shards, doc_id)}", markup=False, soft_wrap=True)
-            return
-    raise ConfigError(f"token {token} of {split} pack {index} is padding or outside; it holds {pack.num_tokens}")
+    origin = token_origin(shards, tokenizer, _pack(shards, split, index), token)
+    place, digest = place_of(shards, origin.doc_id), int(shards.documents.digest[origin.doc_id])
+    raw = raw_row(shards, place, sources_dir) if sources_dir is not None else None
+    kind = "control token, " if origin.is_control else ""
+    loss = "with loss" if origin.has_loss else "without loss"
+    if origin.is_control and origin.has_loss and shards.manifest["settings"]["supervise"] == "assistant":
+        loss += ": it ends the answer before it"
+    _print(console, f"{split} pack {index}, token {token}: {_spelling(origin)} (id {origin.token_id}), {kind}{loss}")
+    _print(console, f"  text    {_window(origin)}")
+    number = "" if origin.exchange is None else f", exchange {origin.exchange} of its conversation"
+    _print(console, f"  turn    {origin.role}{number}")
+    _print(console, f"  row     {_origin(shards, origin.doc_id)} (document {origin.doc_id})")
+    _print(console, f"  digest  {digest:016x} of the conversation's turns")
+    _print_raw(shards, place, raw, console)
+
+
+def trace_row(folder: Path, text: str, console: Console, sources_dir: Path | None = None) -> None:
+    """Print what became of the raw row SOURCE:FILE:ROW: its packs, or why it is in none."""
+    shards = Shards.open(folder, check_hashes=False)
+    place = parse_place(shards, text)
+    fate = row_fate(shards, place)
+    raw = raw_row(shards, place, sources_dir) if sources_dir is not None else None
+    _print(console, f"{place.source}: {place.file}, row {place.row}: {_verdict(shards, fate, raw)}")
+    for doc_id in fate.doc_ids:
+        _print(console, f"  {_document(shards, doc_id)}")
+        for span in fate.spans:
+            if span.doc_id == doc_id:
+                _print(console, f"    {span.split} pack {span.pack}, tokens {span.start}–{span.stop - 1}")
+    for record in fate.dropped:
+        _print_record(record, console)
+    _print_raw(shards, place, raw, console)
+
+
+def print_packs(shards: Shards, split: str, packs: list[int], console: Console, *, full: bool = False) -> None:
+    """Print how many documents and tokens of each source some packs hold; each document's row if `full`."""
+    table, found = shards.documents, list(rows_of_packs(shards, split, packs))
+    documents, tokens, supervised = Counter[int](), Counter[int](), Counter[int]()
+    for span in found:
+        source = int(table.source[span.doc_id])
+        documents[source] += 1
+        tokens[source] += span.stop - span.start
+        supervised[source] += int(table.num_supervised[span.doc_id])
+    summary = Table("source")
+    for name in ("documents", "tokens", "share", "with loss"):
+        summary.add_column(name, justify="right")
+    for source in sorted(documents):
+        share = f"{tokens[source] / tokens.total():.1%}"
+        counts = (f"{documents[source]:,}", f"{tokens[source]:,}", share, f"{supervised[source]:,}")
+        summary.add_row(table.sources[source], *counts)
+    console.print(summary)
+    for span in found if full else ():
+        _print(console, f"{_place(span)}: document {span.doc_id}, {_origin(shards, span.doc_id)}")
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(Text(visible(line)), soft_wrap=True)
+
+
+def _place(span: Span) -> str:
+    return f"pack {span.pack}, tokens {span.start}–{span.stop - 1}"
+
+
+def _spelling(origin: TokenOrigin) -> str:
+    """The token's text in quotes, or its bytes if they are only a part of a character."""
+    try:
+        return repr(origin.spelling.decode("utf-8"))
+    except UnicodeDecodeError:
+        return f"{origin.spelling!r}"
+
+
+def _window(origin: TokenOrigin) -> str:
+    """The text around a token on one line, the token between angle quotes."""
+    parts = (part.decode("utf-8", "replace") for part in (origin.before, origin.spelling, origin.after))
+    before, spelling, after = (one_line(part) for part in parts)
+    return f"{before}»{spelling}«{after}"
+
+
+def skipping(facts: dict[str, Any]) -> list[str]:
+    """The settings by which a source leaves out rows without dropping them."""
+    return [f"{key}={facts[key]}" for key in ("weight", "num_conversations") if facts[key] not in (1, None)]
+
+
+def one_line(text: str) -> str:
+    """Text of a row on one line, with every character spelled out that cannot be seen, such as a zero-width space."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _verdict(shards: Shards, fate: RowFate, raw: str | None) -> str:
+    if fate.doc_ids:
+        pieces = f"{len(fate.doc_ids)} pieces" if len(fate.doc_ids) > 1 else "1 document"
+        return f"kept as {pieces}, packed {len(fate.spans)} times" if len(fate.spans) != 1 else f"kept as {pieces}"
+    if fate.dropped:
+        return "dropped"
+    facts = shards.manifest["sources"][fate.place.source]
+    unsure = "" if fate.is_known or raw is not None else ", or not in the file (--sources FOLDER looks)"
+    return f"neither packed nor dropped: left out by {' or '.join(skipping(facts))}{unsure}"
+
+
+def _document(shards: Shards, doc_id: int) -> str:
+    table = shards.documents
+    counts = f"{table.num_tokens[doc_id]} tokens, {table.num_supervised[doc_id]} with loss"
+    cut = ", truncated" if table.truncated[doc_id] else ""
+    first = f"piece {table.piece[doc_id]}, from exchange {table.first_turn[doc_id]} on"
+    return f"document {doc_id}: {first}, {counts}{cut}, digest {int(table.digest[doc_id]):016x}"
+
+
+def _print_record(record: dict[str, Any], console: Console) -> None:
+    piece = f"piece {record['piece']}: " if record["piece"] is not None else ""
+    detail = f", {one_line(record['detail'])}" if record["detail"] else ""
+    _print(console, f"  {piece}{record['reason']}{detail}")
+    _print(console, f"  text    {one_line(record['excerpt'])}")
+    twin = record["twin"]
+    if twin:
+        _print(console, f"  twin    {twin['source']}:{twin['file']}:{twin['row']} (similarity {twin['similarity']})")
+        _print(console, f"          {one_line(twin['excerpt'])}")
+
+
+def _print_raw(shards: Shards, place: Place, raw: str | None, console: Console) -> None:
+    """The raw file's hash and, if it is known, the row itself."""
+    _print(console, f"  file    sha256 {raw_file(shards, place)['sha256']}")
+    if raw is not None:
+        _print(console, f"raw row\n{raw}")
 
 
 def _pack(shards: Shards, split: str, index: int) -> Pack:
@@ -95,4 +228,4 @@ def _coloured(ids: np.ndarray, mask: np.ndarray, tokenizer: ChatTokenizer) -> It
     edges = [0, *(i for i in range(1, len(ids)) if (roles[i], mask[i]) != (roles[i - 1], mask[i - 1])), len(ids)]
     for start, end in itertools.pairwise(edges):
         style = ROLE_STYLES[roles[start]] + (" underline" if mask[start] else "")
-        yield tokenizer.decode([ids[start:end]])[0], style
+        yield visible(tokenizer.decode([ids[start:end]])[0]), style

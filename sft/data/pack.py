@@ -1,86 +1,137 @@
 """Documents of a whole split into sequences of fixed capacity, hardly a token of which stays empty.
 
-One bin after the other is filled, always with the longest document that still fits. As soon as two documents fill what
-is left exactly, they do, and the bin is closed without a gap; best-fit decreasing, which never looks ahead, leaves more
-of them. Lengths are small integers, so the lengths in stock are the bits of one long integer, and both questions are
-answered by a few operations on it.
+A bin takes the longest document that still fits, again and again. As soon as two documents fill what is left exactly,
+they do, and the bin is closed without a gap; best-fit decreasing, which never looks ahead, mostly leaves more of them.
+
+What a bin takes depends only on which lengths are in stock, so bins come out alike until one of these lengths runs out.
+A whole run of them is taken at once: the search grows with the number of different lengths, not of documents. Lengths
+are small integers, so those in stock are the bits of one long integer, and a few operations on it find the next one.
 """
 
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# While this many more documents of one length fit, they are taken together, before looking for a perfect end.
-_ROOM_TO_FINISH = 2
+# Documents sorted at once: few enough to stay in the processor's cache.
+_PART = 1 << 18
 
 
-def pack(lengths: NDArray[Any], capacity: int) -> list[list[int]]:
-    """Indices of the documents of each bin.
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """The indices of all documents, bin after bin; bin i is documents[ends[i] : ends[i + 1]]."""
 
-    Invariant: every index appears once; no bin exceeds the capacity; equal input gives equal bins.
+    documents: NDArray[Any]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"bin {index} of {len(self)}")
+        return self.documents[self.ends[index] : self.ends[index + 1]]
+
+
+def pack(lengths: NDArray[Any], capacity: int) -> Bins:
+    """Put every document into a bin.
+
+    Invariant: every index appears once, those of one length in rising order; no bin exceeds the capacity; equal input
+    gives equal bins.
 
     Raises: ValueError if a document is empty or longer than the capacity.
     """
-    if not len(lengths):
-        return []
-    if not 1 <= lengths.min() <= lengths.max() <= capacity:
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
         raise ValueError(f"lengths from {lengths.min()} to {lengths.max()}, expected 1 to {capacity}")
-    stock = _Stock(lengths, capacity)
-    bins = []
-    while stock.lengths:
-        bins.append(_fill(stock, capacity))
-    return bins
+    lengths = lengths.astype(np.min_scalar_type(capacity), copy=False)
+    counts = np.bincount(lengths, minlength=capacity + 1)
+    laid, sizes = array(lengths.dtype.char), array("q", [0])
+    for pattern, num_bins in _patterns(_Stock(counts)):
+        laid += array(laid.typecode, pattern) * num_bins
+        sizes += array("q", [len(pattern)]) * num_bins
+    # Four bytes, but eight for more documents than they count.
+    by_length, documents = np.empty((2, len(lengths)), np.result_type(np.int32, np.min_scalar_type(-len(lengths))))
+    for indices, ranks in _ranked(lengths, counts):
+        by_length[ranks] = indices
+    # The n-th place for a length goes to the n-th document of that length.
+    for places, ranks in _ranked(np.asarray(laid), counts):
+        documents[places] = by_length[ranks]
+    return Bins(documents, np.cumsum(sizes))
+
+
+def _ranked(lengths: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """All indices, a part at a time, with their ranks in the stable order by length."""
+    next_ranks = np.cumsum(counts) - counts
+    for start in range(0, len(lengths), _PART):
+        part = lengths[start : start + _PART]
+        found = np.bincount(part, minlength=len(counts))
+        ranks = np.arange(len(part)) + np.repeat(next_ranks - (np.cumsum(found) - found), found)
+        yield start + np.argsort(part, kind="stable"), ranks
+        next_ranks += found
 
 
 class _Stock:
-    """The documents not packed yet, by length."""
+    """How many documents of each length are not packed yet."""
 
-    def __init__(self, lengths: NDArray[Any], capacity: int) -> None:
-        by_length = np.argsort(lengths, kind="stable")
-        groups = np.split(by_length, np.flatnonzero(np.diff(lengths[by_length])) + 1)
-        # Reversed, so that taking from the end goes by index.
-        self._documents: dict[int, list[int]] = {int(lengths[group[0]]): group[::-1].tolist() for group in groups}
-        self._capacity = capacity
-        self.lengths = sum(1 << length for length in self._documents)
-        self._mirrored = sum(1 << (capacity - length) for length in self._documents)
+    def __init__(self, counts: NDArray[np.int64]) -> None:
+        self.capacity = len(counts) - 1
+        self.counts: list[int] = counts.tolist()
+        self.lengths = _bits(counts > 0)
+        self._mirrored = _bits(counts[::-1] > 0)
 
     def longest(self, space: int) -> int:
         """The longest length in stock that fits, or -1."""
         return (self.lengths & ((2 << space) - 1)).bit_length() - 1
 
-    def pair(self, space: int) -> tuple[int, int] | None:
+    def pair(self, space: int) -> tuple[int, ...]:
         """Two lengths in stock that fill the space exactly, as equal as can be, so that short ones are saved."""
         half = (space + 1) // 2
-        # Bit b is set if a document of b tokens and one of space - b tokens are in stock.
-        both = (self.lengths & (self._mirrored >> (self._capacity - space))) >> half
-        if not both:
-            return None
+        # Bit b is set if half + b and space - half - b are both in stock.
+        both = (self.lengths & (self._mirrored >> (self.capacity - space))) >> half
+        if both & 1 and 2 * half == space and self.counts[half] == 1:
+            both -= 1  # there is only one document of the two
         longer = half + (both & -both).bit_length() - 1
-        shorter = space - longer
-        is_one_document = longer == shorter and len(self._documents[longer]) == 1
-        return None if is_one_document else (longer, shorter)
+        return (longer, space - longer) if both else ()
 
-    def take(self, length: int, count: int) -> list[int]:
-        """Remove up to `count` documents of a length."""
-        documents = self._documents[length]
-        taken = documents[: -count - 1 : -1]
-        del documents[-count:]
-        if not documents:
+    def take(self, length: int, count: int) -> None:
+        """Remove documents of a length."""
+        self.counts[length] -= count
+        if not self.counts[length]:
             self.lengths ^= 1 << length
-            self._mirrored ^= 1 << (self._capacity - length)
-        return taken
+            self._mirrored ^= 1 << (self.capacity - length)
 
 
-def _fill(stock: _Stock, capacity: int) -> list[int]:
-    length = stock.longest(capacity)
-    chosen: list[int] = []
-    space = capacity
-    while length > 0:
-        taken = stock.take(length, max(1, space // length - _ROOM_TO_FINISH))
-        chosen += taken
-        space -= length * len(taken)
-        length = stock.longest(space)
-        if length != space and (pair := stock.pair(space)):
-            return [*chosen, *stock.take(pair[0], 1), *stock.take(pair[1], 1)]
-    return chosen
+def _bits(flags: NDArray[np.bool_]) -> int:
+    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
+
+
+def _patterns(stock: _Stock) -> Iterator[tuple[list[int], int]]:
+    """The lengths that a bin takes and how many bins in a row take the same, until the stock is empty."""
+    while stock.lengths:
+        pattern = _fill(stock)
+        num_more = min([stock.counts[length] // count for length, count in pattern.items()])
+        if num_more:
+            for length, count in pattern.items():
+                stock.take(length, count * num_more)
+        yield [length for length, count in pattern.items() for _ in range(count)], 1 + num_more
+
+
+def _fill(stock: _Stock) -> dict[int, int]:
+    """Take one bin from the stock: how many documents of which lengths."""
+    pattern: dict[int, int] = {}
+    space = stock.capacity
+    while (length := stock.longest(space)) > 0:
+        if pattern and length < space and (pair := stock.pair(space)):
+            for length in pair:
+                stock.take(length, 1)
+                pattern[length] = pattern.get(length, 0) + 1
+            break
+        # While two of the longest fit, no other two fill the space; so all but one are taken before looking for a pair.
+        count = min(stock.counts[length], max(1, space // length - 1))
+        stock.take(length, count)
+        pattern[length] = pattern.get(length, 0) + count
+        space -= length * count
+    return pattern

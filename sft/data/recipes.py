@@ -1,7 +1,9 @@
 """Mixture file + recipe folders → BuildConfig, and a recipe's convert function."""
 
 import difflib
+import functools
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -41,8 +43,11 @@ def load_mixture(mixture: Path, arguments: Sequence[str]) -> Loaded[BuildConfig]
     return load(BuildConfig, [*recipes, Layer(chosen.origin, {**chosen.values, "sources": sources}), typed])
 
 
-def load_converter(folder: Path) -> Convert:
-    """The `convert` function of a recipe folder."""
+def load_converter(folder: Path, switches: Mapping[str, bool] | None = None) -> Convert:
+    """The `convert` function of a recipe folder, with its switches set.
+
+    Raises: ConfigError if it cannot be loaded or knows no such switch.
+    """
     path = folder / CONVERT
     spec = importlib.util.spec_from_file_location(f"recipe_{folder.name}", path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -55,7 +60,14 @@ def load_converter(folder: Path) -> Convert:
     convert: Convert | None = getattr(module, "convert", None)
     if convert is None:
         raise ConfigError("defines no function convert(row)", on=path)
-    return convert
+    if not switches:
+        return convert
+    known = [name for name, item in inspect.signature(convert).parameters.items() if item.kind is item.KEYWORD_ONLY]
+    unknown = [name for name in switches if name not in known]
+    if unknown:
+        advice = f"known: {', '.join(known)}" if known else "it has none"
+        raise ConfigError(f"source {folder.name}: no switch {unknown[0]!r}; {advice}", on=path)
+    return functools.partial(convert, **switches)
 
 
 def recipe_digests(folder: Path) -> dict[str, str]:

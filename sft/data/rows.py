@@ -1,18 +1,24 @@
-"""One raw row: from bytes to a mapping that a recipe can read."""
+"""One raw row: from bytes to a mapping that a recipe can read. The only file that imports msgspec."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from sft.chat.conversation import Drop, Reason
-from sft.data.sources import RawRow
+from sft.data.sources import MAX_ROW_BYTES, RawRow
 
 EXCERPT_CHARACTERS = 200
+# Twice as fast as the standard library; what it takes at all, it reads as that does.
+_DECODE = msgspec.json.Decoder().decode
 
 
-def parse(raw: RawRow) -> Mapping[str, Any] | Drop:
+def parse(raw: RawRow, max_bytes: int = MAX_ROW_BYTES) -> Mapping[str, Any] | Drop:
     """A raw row as a mapping, or why it is none."""
     if isinstance(raw, bytes):
+        if len(raw) > max_bytes:
+            return Drop(Reason.ROW_TOO_LARGE, f"more than {max_bytes:,} bytes")
         return _parse_line(raw)
     return _checked(raw)
 
@@ -27,13 +33,21 @@ def excerpt(raw: RawRow) -> str:
 
 def _parse_line(line: bytes) -> Mapping[str, Any] | Drop:
     try:
+        row = _DECODE(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _parse_odd_line(line)
+    return row if isinstance(row, dict) else _checked(row)
+
+
+def _parse_odd_line(line: bytes) -> Mapping[str, Any] | Drop:
+    """A line that msgspec refuses: the standard library takes a little more, and tells what is wrong with the rest."""
+    try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Drop(Reason.INVALID_UTF8, f"byte {error.start} of the line")
     except (ValueError, RecursionError) as error:
         return Drop(Reason.INVALID_JSON, str(error))
-    # Only an escape can bring in half a character; most lines have none and need no second look.
-    return _checked(row) if b"\\u" in line or not isinstance(row, dict) else row
+    return _checked(row)
 
 
 def _checked(row: Any) -> Mapping[str, Any] | Drop:

@@ -19,7 +19,7 @@ from sft.errors import ConfigError, DataError
 from sft.storage.manifest import Manifest, damaged_files, read_manifest
 
 KIND = "shards"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DOCUMENTS = "documents.arrow"
 QUARANTINE = "quarantine.jsonl"
 TOKENIZER = "tokenizer.json"
@@ -53,6 +53,22 @@ class Pack:
 
 
 @dataclass(frozen=True)
+class Packs:
+    """Packed sequences of one shard.
+
+    Shapes: input_ids_NT, loss_mask_NT, num_supervised_N; doc_lengths and doc_ids of all packs one behind the other,
+    those of pack n from ends[n] up to ends[n + 1].
+    """
+
+    input_ids_NT: Ints
+    loss_mask_NT: Ints
+    doc_lengths: Ints
+    doc_ids: Ints
+    ends: Ints
+    num_supervised_N: Ints
+
+
+@dataclass(frozen=True)
 class DocumentTable:
     """Where every document came from: one entry per document, indexed by document id."""
 
@@ -66,10 +82,18 @@ class DocumentTable:
     """Number of the raw row in its file, from 0."""
     piece: Ints
     """Number of the piece of a conversation that was too long for one sequence, from 0."""
+    first_turn: Ints
+    """Number of the piece's first exchange in its conversation, from 0."""
     digest: Ints
-    """First 8 bytes of the conversation's sha256."""
+    """First 8 bytes of the sha256 of the conversation's turns."""
+    group: Ints
+    """First 8 bytes of the sha256 of the conversation's first question; equal ones are in one split."""
     num_tokens: Ints
     num_supervised: Ints
+    truncated: Ints
+    """True if the document was cut at seq_len, without an end."""
+    uses: Ints
+    """How often the document is packed: more than once if its source has several epochs."""
     held_out: Ints
     """True if the document is in the valid split."""
 
@@ -87,13 +111,13 @@ def token_type(num_ids: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if num_ids <= 1 << 16 else np.uint32
 
 
-def write_shard(path: Path, packs: Sequence[Pack]) -> None:
-    """Write packs of equal length as one shard file."""
-    schema = _pack_schema(packs[0].input_ids_T)
+def write_shard(path: Path, packs: Packs) -> None:
+    """Write packs as one shard file."""
+    schema = _pack_schema(packs.input_ids_NT)
     # The writer's own alignment padding is zeroed, so equal packs give equal bytes.
     with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, schema) as writer:
-        for start in range(0, len(packs), PACKS_PER_RECORD_BATCH):
-            writer.write_batch(_record_batch(packs[start : start + PACKS_PER_RECORD_BATCH], schema))
+        for start in range(0, len(packs.input_ids_NT), PACKS_PER_RECORD_BATCH):
+            writer.write_batch(_record_batch(packs, slice(start, start + PACKS_PER_RECORD_BATCH), schema))
 
 
 def write_documents(path: Path, table: DocumentTable) -> None:
@@ -103,9 +127,13 @@ def write_documents(path: Path, table: DocumentTable) -> None:
         "file": _names(table.file, table.files),
         "row": pa.array(table.row, pa.uint32()),
         "piece": pa.array(table.piece, pa.uint16()),
+        "first_turn": pa.array(table.first_turn, pa.uint16()),
         "digest": pa.array(table.digest, pa.uint64()),
+        "group": pa.array(table.group, pa.uint64()),
         "num_tokens": pa.array(table.num_tokens, pa.uint32()),
         "num_supervised": pa.array(table.num_supervised, pa.uint32()),
+        "truncated": pa.array(table.truncated, pa.bool_()),
+        "uses": pa.array(table.uses, pa.uint16()),
         "held_out": pa.array(table.held_out, pa.bool_()),
     }
     arrow = pa.table(columns)
@@ -146,6 +174,13 @@ class Split:
         """Supervised tokens of every pack."""
         columns = [self._view(number)[6] for number in range(len(self._batches))]
         return np.concatenate(columns) if columns else np.zeros(0, np.uint32)
+
+    @cached_property
+    def placed(self) -> tuple[Ints, Ints, Ints]:
+        """Ids and lengths of the documents of all packs, one behind the other, and how many each pack holds."""
+        views = [self._view(number) for number in range(len(self._batches))]
+        ids, lengths = (np.concatenate([np.zeros(0, np.int64), *(view[n] for view in views)]) for n in (5, 3))
+        return ids, lengths, np.concatenate([np.zeros(0, np.int64), *(np.diff(view[4]) for view in views)])
 
     def _view(self, number: int) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
         if number not in self._views:
@@ -207,12 +242,12 @@ class Shards:
             yield from map(json.loads, lines)
 
 
-def _pack_schema(input_ids_T: Ints) -> Any:
-    ids = pa.from_numpy_dtype(input_ids_T.dtype)
+def _pack_schema(input_ids_NT: Ints) -> Any:
+    ids, length = pa.from_numpy_dtype(input_ids_NT.dtype), input_ids_NT.shape[1]
     return pa.schema(
         [
-            pa.field("input_ids", pa.list_(ids, len(input_ids_T)), nullable=False),
-            pa.field("loss_mask", pa.list_(pa.uint8(), len(input_ids_T)), nullable=False),
+            pa.field("input_ids", pa.list_(ids, length), nullable=False),
+            pa.field("loss_mask", pa.list_(pa.uint8(), length), nullable=False),
             pa.field("doc_lengths", pa.list_(pa.uint16()), nullable=False),
             pa.field("doc_ids", pa.list_(pa.uint32()), nullable=False),
             pa.field("num_supervised", pa.uint32(), nullable=False),
@@ -220,15 +255,17 @@ def _pack_schema(input_ids_T: Ints) -> Any:
     )
 
 
-def _record_batch(packs: Sequence[Pack], schema: Any) -> Any:
-    length = len(packs[0].input_ids_T)
-    ends = np.cumsum([0, *(len(pack.doc_ids_D) for pack in packs)]).astype(np.int32)
+def _record_batch(packs: Packs, chosen: slice, schema: Any) -> Any:
+    length = packs.input_ids_NT.shape[1]
+    ends = packs.ends[chosen.start : chosen.stop + 1]
+    documents = slice(ends[0], ends[-1])
+    ends = (ends - ends[0]).astype(np.int32)
     columns = [
-        pa.FixedSizeListArray.from_arrays(np.concatenate([pack.input_ids_T for pack in packs]), length),
-        pa.FixedSizeListArray.from_arrays(np.concatenate([pack.loss_mask_T for pack in packs]), length),
-        pa.ListArray.from_arrays(ends, pa.array(np.concatenate([p.doc_lengths_D for p in packs]), pa.uint16())),
-        pa.ListArray.from_arrays(ends, pa.array(np.concatenate([p.doc_ids_D for p in packs]), pa.uint32())),
-        pa.array([pack.num_supervised for pack in packs], pa.uint32()),
+        pa.FixedSizeListArray.from_arrays(packs.input_ids_NT[chosen].reshape(-1), length),
+        pa.FixedSizeListArray.from_arrays(packs.loss_mask_NT[chosen].reshape(-1), length),
+        pa.ListArray.from_arrays(ends, pa.array(packs.doc_lengths[documents], pa.uint16())),
+        pa.ListArray.from_arrays(ends, pa.array(packs.doc_ids[documents], pa.uint32())),
+        pa.array(packs.num_supervised_N[chosen], pa.uint32()),
     ]
     columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.record_batch(columns, schema=schema)

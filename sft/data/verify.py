@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sft.chat.conversation import Drop
-from sft.chat.proof import structure_violation
+from sft.chat.proof import Batch, structure_violations
 from sft.chat.template import Layout
 from sft.chat.tokenizer import ChatTokenizer
-from sft.data.shards import DocumentTable, Pack, Shards, Split
+from sft.data.shards import Pack, Shards, Split
 from sft.errors import DataError
 from sft.progress import progress
 
 MAX_SHOWN = 10
+PACKS_PER_BATCH = 64
 
 
 def verify(folder: Path) -> str:
@@ -32,14 +33,14 @@ def verify(folder: Path) -> str:
         split = shards.split(name)
         violations += _total_problems(name, split, facts, shards.seq_len)
         with progress(f"verify {name}", len(split), unit="packs") as advance:
-            for index in range(len(split)):
-                pack = split[index]
-                problems = list(_pack_problems(pack, name, shards, tokenizer))
-                violations += [f"{name} pack {index}: {text}" for text in problems]
-                np.add.at(uses, pack.doc_ids_D[pack.doc_ids_D < len(table)], 1)
-                advance(1, "")
-    if wrong := int((uses != 1).sum()):
-        violations.append(f"{wrong} documents are not in exactly one pack")
+            for start in range(0, len(split), PACKS_PER_BATCH):
+                packs = [split[index] for index in range(start, min(len(split), start + PACKS_PER_BATCH))]
+                violations += _problems(packs, start, name, shards, tokenizer)
+                documents = np.concatenate([pack.doc_ids_D for pack in packs])
+                np.add.at(uses, documents[documents < len(table)], 1)
+                advance(len(packs), "")
+    if wrong := int((uses != table.uses).sum()):
+        violations.append(f"{wrong} documents are not packed as often as the document table says")
     if violations:
         shown = "\n".join(f"  - {text}" for text in violations[:MAX_SHOWN])
         raise DataError(f"{len(violations)} violations of the contract\n{shown}", on=folder, hint="build again")
@@ -55,18 +56,19 @@ def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str
     reasons = Counter((item["source"], item["reason"]) for item in shards.quarantine())
     for number, name in enumerate(table.sources):
         facts, mine = manifest["sources"][name], table.source == number
+        uses = table.uses[mine].astype(np.int64)
         found = {
             "documents": int(mine.sum()),
-            "tokens": int(table.num_tokens[mine].sum()),
-            "supervised_tokens": int(table.num_supervised[mine].sum()),
+            "tokens": int((table.num_tokens[mine] * uses).sum()),
+            "supervised_tokens": int((table.num_supervised[mine] * uses).sum()),
             "held_out_documents": int((mine & table.held_out).sum()),
             "rows_read": facts["rows_kept"] + facts["rows_dropped"] + facts["rows_skipped"],
             "reasons": {reason: count for (source, reason), count in sorted(reasons.items()) if source == name},
         }
         yield from _differences(name, facts, found)
-    in_training = table.digest[~table.held_out]
-    if both := int(np.isin(table.digest[table.held_out], in_training).sum()):
-        yield f"{both} held-out documents are in training as well"
+    for what, column in (("conversations", table.digest), ("first questions", table.group)):
+        if both := int(np.isin(column[table.held_out], column[~table.held_out]).sum()):
+            yield f"{both} held-out documents have {what} that are in training as well"
 
 
 def _total_problems(name: str, split: Split, facts: dict[str, Any], seq_len: int) -> Iterator[str]:
@@ -87,40 +89,59 @@ def _differences(name: str, facts: dict[str, Any], found: dict[str, Any]) -> Ite
             yield f"{name}: {key} is {facts.get(key)} in the manifest, found {value}"
 
 
-def _pack_problems(pack: Pack, split: str, shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
-    table, end = shards.documents, pack.num_tokens
+def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
+    """What is wrong with some packs, the first of which has this number."""
+    readable: list[Pack] = []
+    names: list[str] = []
+    for number, pack in enumerate(packs, first):
+        problems = list(_pack_problems(pack, shards, tokenizer))
+        yield from (f"{split} pack {number}: {text}" for text in problems)
+        if not problems:
+            readable.append(pack)
+            names += [f"{split} pack {number}: document {doc_id}" for doc_id in pack.doc_ids_D.tolist()]
+    if readable:
+        yield from (
+            f"{names[number]}: {text}" for number, text in _document_problems(readable, split, shards, tokenizer)
+        )
+
+
+def _pack_problems(pack: Pack, shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
+    end = pack.num_tokens
     if (
         len(pack.input_ids_T) != shards.seq_len
         or end > shards.seq_len
         or len(pack.doc_ids_D) != len(pack.doc_lengths_D)
+        or not pack.doc_lengths_D.all()
     ):
         yield f"{end} of {len(pack.input_ids_T)} tokens, expected at most {shards.seq_len}"
         return
-    if pack.input_ids_T.max() >= tokenizer.num_ids or (pack.doc_ids_D >= len(table)).any():
+    if pack.input_ids_T.max() >= tokenizer.num_ids or (pack.doc_ids_D >= len(shards.documents)).any():
         yield "a token or document that does not exist"
         return
     if pack.loss_mask_T[end:].any() or (pack.input_ids_T[end:] != tokenizer.pad_id).any():
         yield "the tail is not unsupervised padding"
     if pack.num_supervised != int(pack.loss_mask_T.sum()):
         yield "num_supervised is not the sum of the loss mask"
-    for doc_id, place in pack.documents():
-        ids, mask = pack.input_ids_T[place], pack.loss_mask_T[place]
-        if (len(ids), int(mask.sum())) != (table.num_tokens[doc_id], table.num_supervised[doc_id]):
-            yield f"document {doc_id}: its counts differ from {len(ids)} and {int(mask.sum())} in the document table"
-        if bool(table.held_out[doc_id]) != (split == "valid"):
-            yield f"document {doc_id}: in the wrong split"
-        violation = _violation(ids, mask, _layout(shards, table, doc_id), tokenizer)
-        if violation is not None:
-            yield f"document {doc_id}: {violation.reason}, {violation.detail}"
 
 
-def _layout(shards: Shards, table: DocumentTable, doc_id: int) -> Layout:
-    settings = shards.manifest["settings"]
-    source = shards.manifest["sources"][table.sources[table.source[doc_id]]]
-    return Layout(shards.seq_len, source["too_long"], settings["supervise"], settings["end_token"])
-
-
-def _violation(ids: np.ndarray, mask: np.ndarray, layout: Layout, tokenizer: ChatTokenizer) -> Drop | None:
-    # A full document without its end is one that its recipe truncated, if it does such things.
-    is_cut = layout.end_token and len(ids) == layout.seq_len and ids[-1] != tokenizer.end_id
-    return structure_violation(ids, mask, tokenizer, layout, truncated=is_cut and layout.too_long == "truncate")
+def _document_problems(
+    packs: list[Pack], split: str, shards: Shards, tokenizer: ChatTokenizer
+) -> Iterator[tuple[int, str]]:
+    """What is wrong with the documents of these packs, counted from the first one's first."""
+    table, settings = shards.documents, shards.manifest["settings"]
+    ids: NDArray[Any] = np.concatenate([pack.doc_ids_D for pack in packs])
+    lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
+    batch = Batch(
+        np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]),
+        np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]),
+        np.cumsum(lengths),
+        table.truncated[ids],
+    )
+    counts = batch.count(batch.loss_mask_T)
+    for number in np.flatnonzero((lengths != table.num_tokens[ids]) | (counts != table.num_supervised[ids])).tolist():
+        yield number, f"its counts differ from {lengths[number]} and {counts[number]} in the document table"
+    for number in np.flatnonzero(table.held_out[ids] != (split == "valid")).tolist():
+        yield number, "in the wrong split"
+    layout = Layout(shards.seq_len, supervise=settings["supervise"], end_token=settings["end_token"])
+    for number, drop in structure_violations(batch, tokenizer, layout):
+        yield number, f"{drop.reason}, {drop.detail}"

@@ -88,6 +88,6 @@ def _messages(system: str | None, messages: Sequence[Message]) -> list[ChatMessa
 
 def _training_ids(conversation: Conversation, system: str, tokenizer: ChatTokenizer) -> list[int]:
     unlimited = Layout(seq_len=1_000_000)
-    ((document,),) = encode([conversation], [system], tokenizer, [unlimited])
+    ((document,),) = encode([conversation], [system], tokenizer, unlimited)
     assert isinstance(document, Encoded)  # nothing is too long here
     return [int(token_id) for token_id in document.ids]

@@ -11,19 +11,21 @@ from sft.errors import StorageError
 
 
 @contextmanager
-def lease(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path` while the block runs; the system frees it if the process dies.
+def lease(path: Path, of: Path | None = None, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file at `path` while the block runs; it guards the folder `of`, or else the one that it lies in.
+
+    The system frees it if the process dies. Several processes may hold it together if each asks for a shared one.
 
     Raises: StorageError if another process holds it, or it cannot be written.
     """
     with _opened(path) as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             raise StorageError(
-                f"in use by {holder}", on=path.parent, hint="wait for it to end, or name another folder"
+                f"in use by {holder}", on=of or path.parent, hint="wait for it to end, or name another folder"
             ) from None
         except OSError as error:
             raise StorageError(

@@ -55,7 +55,7 @@ class RunFolder:
         Raises: ConfigError listing every setting and input that may not change but did.
         """
         if self.has_history():
-            run_id, before = self._read()
+            run_id, before = self.read()
             require_same(before, identity, self.path)
         else:
             run_id = secrets.token_hex(8)
@@ -64,7 +64,11 @@ class RunFolder:
         write_text(self.path / CONFIG_FILE, as_yaml(config))
         return run_id
 
-    def _read(self) -> tuple[str, Identity]:
+    def read(self) -> tuple[str, Identity]:
+        """The run's id and identity.
+
+        Raises: StorageError if they cannot be read.
+        """
         path = self.path / RUN_FILE
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

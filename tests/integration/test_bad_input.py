@@ -24,60 +24,76 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
-# name, what is put into sources_dir, exit code, what the message must say
-BAD_SOURCES: list[tuple[str, Callable[[Path], object], int, list[str]]] = [
-    ("missing file", lambda _: None, 65, ["no file for alpaca", "sources.alpaca.enabled=false"]),
+# Beside the raw files a build that fails on its rows leaves its finished units, for the next one.
+UNITS = [".shards.work"]
+# name, what is put into sources_dir, exit code, what is left, what the message must say
+BAD_SOURCES: list[tuple[str, Callable[[Path], object], int, list[str], list[str]]] = [
+    ("missing file", lambda _: None, 65, [], ["no file for alpaca", "sources.alpaca.enabled=false"]),
     (
         "wrong schema",
         write("alpaca.jsonl", lines([{"question": "a", "reply": "b"}] * 5)),
         65,
+        UNITS,
         ["alpaca.jsonl, row 0: wrong_schema", "question", "max_damaged_share"],
     ),
     (
         "truncated gzip",
         write("alpaca.jsonl.gz", gzip.compress(lines(GOOD_ROWS * 50))[:-200]),
         65,
+        UNITS,
         ["alpaca.jsonl.gz", "damaged or cut short", "download it again"],
     ),
     (
         "truncated JSON array",
         write("alpaca.json", json.dumps(GOOD_ROWS).encode()[:-30]),
         65,
+        UNITS,
         ["alpaca.json", "damaged or cut short after row 38"],
     ),
     (
         "invalid UTF-8",
         write("alpaca.jsonl", lines(GOOD_ROWS) + b'{"instruction": "caf\xe9", "input": "", "output": "x"}\n'),
         65,
+        UNITS,
         ["alpaca.jsonl, row 40: invalid_utf8", "1 of 41 rows are unreadable"],
     ),
     (
         "broken JSON line",
         write("alpaca.jsonl", lines(GOOD_ROWS) + b'{"instruction": "half a\n'),
         65,
+        UNITS,
         ["row 40: invalid_json"],
     ),
     (
         "large-file pointer",
         write("alpaca.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"),
         65,
+        [],
         ["alpaca.jsonl", "Git LFS pointer", "git lfs pull"],
     ),
-    ("empty file", write("alpaca.jsonl", b""), 65, ["alpaca.jsonl", "the file is empty"]),
-    ("no row in the file", write("alpaca.json", b"[]"), 65, ["source alpaca is empty"]),
+    ("empty file", write("alpaca.jsonl", b""), 65, [], ["alpaca.jsonl", "the file is empty"]),
+    ("no row in the file", write("alpaca.json", b"[]"), 65, UNITS, ["source alpaca is empty"]),
     (
         "every row dropped",
         write("alpaca.jsonl", lines([{"instruction": "Say it.", "input": "", "output": " "}] * 9)),
         65,
+        UNITS,
         ["source alpaca: every row was dropped", "empty_assistant 9"],
     ),
     (
         "too many rows dropped",
         write("alpaca.jsonl", lines([*GOOD_ROWS, *[{"instruction": "Say it.", "input": "", "output": ""}] * 20])),
         65,
+        UNITS,
         ["20 of 60 rows were dropped", "empty_assistant 20", "max_drop_share"],
     ),
-    ("not parquet", write("alpaca.parquet", b"PAR1 but not really"), 65, ["alpaca.parquet", "damaged or cut short"]),
+    (
+        "not parquet",
+        write("alpaca.parquet", b"PAR1 but not really"),
+        65,
+        UNITS,
+        ["alpaca.parquet", "damaged or cut short"],
+    ),
 ]
 
 
@@ -105,11 +121,12 @@ def leftovers(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("place", "code", "phrases"), [case[1:] for case in BAD_SOURCES], ids=[c[0] for c in BAD_SOURCES]
+    ("place", "code", "left", "phrases"), [case[1:] for case in BAD_SOURCES], ids=[c[0] for c in BAD_SOURCES]
 )
-def test_bad_source_is_refused_by_name_and_nothing_is_left(
+def test_bad_source_is_refused_by_name_and_nothing_half_made_is_left(
     place: Callable[[Path], object],
     code: int,
+    left: list[str],
     phrases: list[str],
     raw: Path,
     mixture: list[str],
@@ -122,7 +139,21 @@ def test_bad_source_is_refused_by_name_and_nothing_is_left(
     assert message.count("sft: ") == 1
     for phrase in phrases:
         assert phrase in message
-    assert leftovers(raw.parent) == []
+    assert leftovers(raw.parent) == left
+
+
+def test_source_that_was_repaired_is_built_and_nothing_is_left_over(
+    raw: Path, mixture: list[str], tokenizer_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (raw / "alpaca.jsonl").write_bytes(lines(GOOD_ROWS) + b'{"instruction": "half a\n')
+    assert build(mixture, raw, tokenizer_file) == 65
+    quarantine = raw.parent / ".shards.work/quarantine.jsonl"
+    assert f"every dropped row is in {quarantine}" in capsys.readouterr().err
+    (record,) = map(json.loads, quarantine.read_text().splitlines())
+    assert (record["row"], record["reason"]) == (40, "invalid_json")
+    (raw / "alpaca.jsonl").write_bytes(lines(GOOD_ROWS))
+    assert build(mixture, raw, tokenizer_file) == 0
+    assert leftovers(raw.parent) == ["shards"]
 
 
 def test_row_with_control_tags_is_kept_as_text(

@@ -17,13 +17,13 @@ def recipes() -> Path:
 
 
 @pytest.fixture(scope="session")
-def convert_of() -> Callable[[str], Convert]:
-    """A source's convert function by the source's name."""
-    loaded: dict[str, Convert] = {}
+def convert_of() -> Callable[..., Convert]:
+    """A source's convert function by the source's name, with the named switches on."""
+    loaded: dict[tuple[str, ...], Convert] = {}
 
-    def convert(source: str) -> Convert:
-        if source not in loaded:
-            loaded[source] = load_converter(RECIPES / source)
-        return loaded[source]
+    def convert(source: str, *switches: str) -> Convert:
+        if (source, *switches) not in loaded:
+            loaded[source, *switches] = load_converter(RECIPES / source, dict.fromkeys(switches, True))
+        return loaded[source, *switches]
 
     return convert

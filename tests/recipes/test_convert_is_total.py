@@ -1,6 +1,7 @@
-"""No JSON object, however odd, makes a recipe raise, and what it keeps is clean text."""
+"""No JSON object, however odd, makes a recipe raise, whatever its switches, and what it keeps is clean text."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,10 @@ COLUMNS = {
     "sharegpt": ("id", "conversations"),
 }
 FRAGMENTS = (
-    "\n\nHuman: ", "\n\nAssistant:", "</s> \n \n", "<s>", "<noinput>", "No output", "\n3. Instruction: ", "[image]",
-    "https://a.b/c", " summarize the article ", "[1]", " [citation needed]", "<|ASSISTANT|>", "\\_", "```", "1 / 1",
-    "Copy code\n", "Share Prompt", "Too many requests in", "\u200b", "\x00", "\r\n", "\ud800", "word ", " ",
+    "\n\nHuman: ", "\n\nAssistant:", "Human: ", "\n\n", "</s> \n \n", "<s>", "<noinput>", "No output",
+    "\n3. Instruction: ", "[image]", "https://a.b/c", " summarize the article ", "[1]", " [citation needed]",
+    "<|ASSISTANT|>", "\\_", "```", "1 / 1", "Copy code\n", "Share Prompt", "Too many requests in", "\u200b", "\x00",
+    "\r\n", "\ud800", "word ", " ",
 )  # fmt: skip
 MARKUP = (
     "<div>", "</div>", "<pre>", '<code class="language-c">', "</code>", "</pre>", "<li>", '<ol start="²">', "<table>",
@@ -48,6 +50,14 @@ def rows_shaped_like(source: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=columns) | st.fixed_dictionaries(columns)
 
 
+def variants(source: str, convert_of: Callable[..., Convert]) -> list[Convert]:
+    """The recipe with no switch on, with each one alone, and with all of them."""
+    parameters = inspect.signature(convert_of(source)).parameters.values()
+    switches = [item.name for item in parameters if item.kind is item.KEYWORD_ONLY]
+    chosen = dict.fromkeys([(), *((switch,) for switch in switches), tuple(switches)])
+    return [convert_of(source, *names) for names in chosen]
+
+
 def check(convert: Convert, row: dict[str, Any]) -> None:
     before = copy.deepcopy(row)
     outcome = convert(row)
@@ -62,25 +72,27 @@ def check(convert: Convert, row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("source", sorted(COLUMNS))
-def test_any_json_object_is_kept_or_dropped(source: str, convert_of: Callable[[str], Convert]) -> None:
-    convert = convert_of(source)
+def test_any_json_object_is_kept_or_dropped(source: str, convert_of: Callable[..., Convert]) -> None:
+    converts = variants(source, convert_of)
 
     @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(any_text | st.sampled_from(COLUMNS[source]), json_value, max_size=4))
     def run(row: dict[str, Any]) -> None:
-        check(convert, row)
+        for convert in converts:
+            check(convert, row)
 
     run()
 
 
 @pytest.mark.parametrize("source", sorted(COLUMNS))
-def test_odd_values_in_the_right_columns_are_kept_or_dropped(source: str, convert_of: Callable[[str], Convert]) -> None:
-    convert = convert_of(source)
+def test_odd_values_in_the_right_columns_are_kept_or_dropped(source: str, convert_of: Callable[..., Convert]) -> None:
+    converts = variants(source, convert_of)
 
     @settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(rows_shaped_like(source))
     def run(row: dict[str, Any]) -> None:
-        check(convert, row)
+        for convert in converts:
+            check(convert, row)
 
     run()
 
@@ -96,7 +108,7 @@ HOSTILE_PAGES = {
 
 
 @pytest.mark.parametrize("html", HOSTILE_PAGES.values(), ids=HOSTILE_PAGES.keys())
-def test_hostile_page_neither_raises_nor_grows(html: str, convert_of: Callable[[str], Convert]) -> None:
+def test_hostile_page_neither_raises_nor_grows(html: str, convert_of: Callable[..., Convert]) -> None:
     page = f'<div class="markdown prose"><p>x</p>{html}'
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": page}]}
     outcome = convert_of("sharegpt")(row)
@@ -115,6 +127,7 @@ HOSTILE_PIECES = (
     "```a",
     "1 / ",
     "Share Prompt",
+    "Human: ",
     "</s>\n",
     "#",
     "-",
@@ -123,9 +136,10 @@ HOSTILE_PIECES = (
 
 @pytest.mark.parametrize("piece", HOSTILE_PIECES)
 @pytest.mark.parametrize("source", sorted(COLUMNS))
-def test_long_repetition_takes_linear_time(source: str, piece: str, convert_of: Callable[[str], Convert]) -> None:
+def test_long_repetition_takes_linear_time(source: str, piece: str, convert_of: Callable[..., Convert]) -> None:
     # At quadratic time this test would run for minutes.
     for text in (piece * 50_000 + "b", f"\n\nHuman: a{piece * 50_000}b"):
         turns = [{"from": name, "value": text} for name in ("human", "gpt")]
         row = {name: turns if name == "conversations" else text for name in COLUMNS[source]}
-        assert isinstance(convert_of(source)(row), Conversation | Drop)
+        for convert in variants(source, convert_of):
+            assert isinstance(convert(row), Conversation | Drop)

@@ -17,14 +17,15 @@ message = (
     .map(lambda pieces: clean_text("".join(pieces)))
     .filter(lambda text: text != "" and not TAG.search(text))
 )
-conversation = st.lists(st.tuples(message, message), min_size=1, max_size=4)
+answer = message.filter(lambda text: not text.startswith("Human:"))  # a stray tag, which goes
+conversation = st.lists(st.tuples(message, answer), min_size=1, max_size=4)
 
 
 def render(exchanges: list[tuple[str, str]]) -> str:
     return "".join(f"\n\nHuman: {question}\n\nAssistant: {answer}" for question, answer in exchanges)
 
 
-def test_blank_lines_inside_messages_survive_in_both_schemas(convert_of: Callable[[str], Convert]) -> None:
+def test_blank_lines_inside_messages_survive_in_both_schemas(convert_of: Callable[..., Convert]) -> None:
     convert = convert_of("hh")
 
     @settings(max_examples=200, derandomize=True, deadline=None)

@@ -7,9 +7,16 @@ import pytest
 from sft.data.recipes import load_mixture
 from sft.data.sources import find_files
 
+MIXTURES = (
+    "sample",
+    "stablelm_tuned_alpha",
+    "stablelm_tuned_alpha_as_released",
+    "stablelm_tuned_alpha_filtered",
+)
 OWNERS = {
     "alpaca_data.json": "alpaca",
     "alpaca.train.jsonl.gz": "alpaca",
+    "alpaca/data/alpaca_gpt4_data.json": "alpaca",
     "alpaca/data/train-00000-of-00001-a09b74b3ef9c3b56.parquet": "alpaca",
     "lookalike_chatalpaca.train.jsonl.gz": None,
     "databricks-dolly-15k.jsonl": "dolly",
@@ -31,7 +38,7 @@ OWNERS = {
 }
 
 
-@pytest.mark.parametrize("mixture", ["stablelm_tuned_alpha", "sample"])
+@pytest.mark.parametrize("mixture", MIXTURES)
 def test_patterns_find_the_published_names(mixture: str, recipes: Path, tmp_path: Path) -> None:
     for name in OWNERS:
         path = tmp_path / name

@@ -9,7 +9,7 @@ import pytest
 
 from sft.chat.conversation import Conversation, Drop
 from sft.config import BuildConfig
-from sft.data.filters import other_language
+from sft.data.quality.language import other_language
 from sft.data.recipes import Convert, load_mixture
 from sft.data.sources import find_files, read_rows
 
@@ -25,15 +25,15 @@ def config(recipes: Path) -> BuildConfig:
 def outcomes(source: str, config: BuildConfig, convert: Convert) -> Iterator[Conversation | Drop]:
     recipe = config.sources[source]
     for path in find_files(Path(config.sources_dir), recipe.files):
-        for _, row in read_rows(path):
+        for _, row in read_rows(path, config.max_row_bytes):
             outcome = convert(json.loads(row) if isinstance(row, bytes) else row)
-            dropped = isinstance(outcome, Conversation) and other_language(outcome, recipe.language)
+            dropped = isinstance(outcome, Conversation) and recipe.language and other_language(outcome, recipe.language)
             yield dropped or outcome
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_source_yields_clean_rows_and_several_kinds_of_dirt(
-    source: str, config: BuildConfig, convert_of: Callable[[str], Convert]
+    source: str, config: BuildConfig, convert_of: Callable[..., Convert]
 ) -> None:
     results = list(outcomes(source, config, convert_of(source)))
     reasons = {result.reason for result in results if isinstance(result, Drop)}
@@ -43,7 +43,7 @@ def test_source_yields_clean_rows_and_several_kinds_of_dirt(
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_dirt_stays_within_what_the_mixture_allows(
-    source: str, config: BuildConfig, convert_of: Callable[[str], Convert]
+    source: str, config: BuildConfig, convert_of: Callable[..., Convert]
 ) -> None:
     recipe = config.sources[source]
     kinds = Counter(getattr(result, "reason", None) for result in outcomes(source, config, convert_of(source)))
@@ -58,9 +58,7 @@ def test_every_file_belongs_to_one_source(config: BuildConfig) -> None:
     assert sorted(owned) == sorted(path for path in folder.iterdir() if path.suffix != ".md")
 
 
-def test_a_question_has_one_answer_wherever_it_appears(
-    config: BuildConfig, convert_of: Callable[[str], Convert]
-) -> None:
+def test_a_question_has_one_answer_wherever_it_appears(config: BuildConfig, convert_of: Callable[..., Convert]) -> None:
     answers: dict[str, str] = {}
     for source in SOURCES:
         for result in outcomes(source, config, convert_of(source)):
@@ -69,7 +67,7 @@ def test_a_question_has_one_answer_wherever_it_appears(
     assert len(answers) >= 60
 
 
-def test_a_kept_row_holds_control_tags_in_its_text(config: BuildConfig, convert_of: Callable[[str], Convert]) -> None:
+def test_a_kept_row_holds_control_tags_in_its_text(config: BuildConfig, convert_of: Callable[..., Convert]) -> None:
     texts = [
         message.text
         for result in outcomes("alpaca", config, convert_of("alpaca"))

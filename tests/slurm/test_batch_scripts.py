@@ -31,10 +31,28 @@ def warned(events: Sequence[str], mode: str = "listens", **environ: str) -> Star
     return Start({"STUB_EXIT": "75", "STUB_CHECKPOINT": "step-00000004", "STUB_MODE": mode, **environ}, events)
 
 
+def task(number: int, array: str = "1-8", **environ: str) -> Start:
+    """A start of one task of an array such as `2,5`, as Slurm describes it to the task."""
+    ends = [[int(end) for end in piece.split("-")] for piece in array.split(",")]
+    numbers = [each for piece in ends for each in range(piece[0], piece[-1] + 1)]
+    described = {"ID": number, "COUNT": len(numbers), "MIN": min(numbers), "MAX": max(numbers)}
+    return Start({**{f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in described.items()}, **environ})
+
+
+PARTS = ("build_data_parts.sbatch", ["mixture.yaml", "out=shards"])
 TRAIN = ("train.sbatch", ["configs/tiny_cpu.yaml", "out=runs/x"])
 CASES: dict[str, tuple[str, Sequence[str], Sequence[Start]]] = {
     "build": ("build_data.sbatch", ["data_recipes/mixtures/sample.yaml", "out=shards", "workers=2"], [Start()]),
     "build_fails": ("build_data.sbatch", ["mixture.yaml"], [Start({"STUB_EXIT": "65"})]),
+    "build_in_an_array": ("build_data.sbatch", ["mixture.yaml"], [task(1)]),
+    "parts": (*PARTS, [task(1), task(8, SLURM_RESTART_COUNT="1")]),
+    "part_fails": (*PARTS, [task(3, STUB_EXIT=code) for code in ("65", "71", "74", "75", "78")]),
+    "part_outside_an_array": (*PARTS, [Start()]),
+    "parts_from_zero": (*PARTS, [task(0, "0-7"), task(7, "0-7"), task(2, "0,2-3")]),
+    "single_parts": (*PARTS, [task(5, "2,5"), task(5, "1,5"), task(5, "2,5", SFT_PARTS="8")]),
+    "parts_beyond_the_last": (*PARTS, [task(2, "2,5", SFT_PARTS="4"), task(0, "0-7", SFT_PARTS="8")]),
+    "bad_number_of_parts": (*PARTS, [task(1, SFT_PARTS=text) for text in ("08", "0", "-8", "many", "8/8", "9999999")]),
+    "missing_argument_parts": ("build_data_parts.sbatch", [], [task(1)]),
     "evaluate": ("evaluate.sbatch", ["runs/a", "runs/b", "max_packs=3"], [Start()]),
     "missing_argument_build": ("build_data.sbatch", [], [Start()]),
     "missing_argument_train": ("train.sbatch", [], [Start()]),

@@ -30,7 +30,7 @@ def options(script: Path) -> dict[str, str]:
 
 
 def test_there_is_a_script_for_each_stage() -> None:
-    assert [script.stem for script in SCRIPTS] == ["build_data", "evaluate", "train"]
+    assert [script.stem for script in SCRIPTS] == ["build_data", "build_data_parts", "evaluate", "train"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -47,7 +47,7 @@ def test_a_restarted_job_goes_on_in_the_log_of_the_first_start(script: Path) -> 
     assert read["--requeue"] == ""
     assert read["--open-mode"] == "append"
     # A folder in the pattern would have to exist: without it Slurm fails the job and says so nowhere.
-    assert re.fullmatch(r"[^/]*%j[^/]*", read["--output"])
+    assert re.fullmatch(r"[^/]*%A_%a[^/]*" if "--array" in read else r"[^/]*%j[^/]*", read["--output"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -55,7 +55,16 @@ def test_a_job_asks_for_one_process_and_a_gpu_only_where_there_is_a_model(script
     read = options(script)
     assert (read["--nodes"], read["--ntasks"]) == ("1", "1")
     assert int(read["--cpus-per-task"]) > 1
-    assert read.get("--gpus") == (None if script.stem == "build_data" else "1")
+    assert read.get("--gpus") == (None if script.stem.startswith("build_data") else "1")
+
+
+def test_parts_are_counted_from_one_and_get_the_resources_of_the_build_that_merges_them() -> None:
+    parts, build = (options(ROOT / "slurm" / f"{name}.sbatch") for name in ("build_data_parts", "build_data"))
+    assert re.fullmatch(r"1-[1-9]\d*", parts.pop("--array"))
+    own = ("--job-name", "--output")
+    assert {name: parts[name] for name in parts if name not in own} == {
+        name: build[name] for name in build if name not in own
+    }
 
 
 def test_training_is_warned_in_its_batch_shell_as_early_as_sft_wants_to_stop() -> None:

@@ -53,7 +53,7 @@ EXCHANGES = st.lists(st.tuples(SPOKEN, SPOKEN), min_size=1, max_size=4)
 def check(system: str, exchanges: list[tuple[str, str]], tokenizer: ChatTokenizer, layout: Layout) -> None:
     """The contract, stated again without the code under test."""
     messages = [Message(*turn) for user, answer in exchanges for turn in (("user", user), ("assistant", answer))]
-    ((document,),) = encode([Conversation(tuple(messages))], [system], tokenizer, [layout])
+    ((document,),) = encode([Conversation(tuple(messages))], [system], tokenizer, layout)
     assert isinstance(document, Encoded)
     wanted = [tokenizer.system_id]
     placed = {0}
@@ -70,7 +70,7 @@ def check(system: str, exchanges: list[tuple[str, str]], tokenizer: ChatTokenize
     assert {place for place, token_id in enumerate(wanted) if token_id in tokenizer.control_ids} == placed
     runs = [document.ids[start:end] for start, end in answer_spans(document.ids, tokenizer)]
     assert tokenizer.decode(runs) == [unicodedata.normalize("NFC", answer) for _, answer in exchanges]
-    assert first_violations([document], tokenizer, [layout]) == [None]
+    assert first_violations([document], tokenizer, layout) == [None]
 
 
 @given(system=TEXT | st.just(""), exchanges=EXCHANGES, end_token=st.booleans())

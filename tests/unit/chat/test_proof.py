@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation, Drop, Message, Reason
-from sft.chat.proof import answer_spans, expected_mask, first_violations, structure_violation
+from sft.chat.proof import Batch, answer_spans, expected_mask, first_violations, structure_violations
 from sft.chat.template import Encoded, Layout, encode
 from sft.chat.tokenizer import ChatTokenizer
 
@@ -37,7 +37,7 @@ class Case:
     def verdict(self, **changes: Any) -> Drop | None:
         """The proof's verdict on the document with some of its parts replaced."""
         changed = replace(self.document, **{name: np.array(part) for name, part in changes.items()})
-        (found,) = first_violations([changed], self.tokenizer, [self.layout])
+        (found,) = first_violations([changed], self.tokenizer, self.layout)
         return found
 
     def reason(self, **changes: Any) -> Reason | None:
@@ -56,7 +56,7 @@ class Case:
 
 def encoded(tokenizer: ChatTokenizer, layout: Layout, *texts: str, system: str = "Answer shortly.") -> Encoded:
     talk = Conversation(tuple(Message("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)))
-    ((document,),) = encode([talk], [system], tokenizer, [layout])
+    ((document,),) = encode([talk], [system], tokenizer, layout)
     assert isinstance(document, Encoded)
     return document
 
@@ -65,6 +65,10 @@ def encoded(tokenizer: ChatTokenizer, layout: Layout, *texts: str, system: str =
 def case(request: pytest.FixtureRequest, tokenizer: ChatTokenizer) -> Case:
     talk, layout = request.param
     return Case(encoded(tokenizer, LAYOUTS[layout], *TALKS[talk]), LAYOUTS[layout], tokenizer)
+
+
+def alone(ids: NDArray[Any], loss_mask: NDArray[Any]) -> Batch:
+    return Batch(ids, loss_mask, np.array([len(ids)]), np.zeros(1, bool))
 
 
 def places(case: Case) -> Iterator[int]:
@@ -151,7 +155,7 @@ def test_a_document_that_says_something_else_than_its_row_is_refused(case: Case)
     for number in range(len(case.document.answers)):
         answers = list(case.document.answers)
         answers[number] += "!"
-        (found,) = first_violations([replace(case.document, answers=tuple(answers))], case.tokenizer, [case.layout])
+        (found,) = first_violations([replace(case.document, answers=tuple(answers))], case.tokenizer, case.layout)
         assert found is not None
         assert found.reason is Reason.TEXT_NOT_REPRODUCED
         assert f"answer {number}" in found.detail
@@ -160,22 +164,22 @@ def test_a_document_that_says_something_else_than_its_row_is_refused(case: Case)
 def test_an_exchange_that_is_gone_is_refused(tokenizer: ChatTokenizer) -> None:
     whole = encoded(tokenizer, Layout(1000), "a", "b", "c", "d")
     part = encoded(tokenizer, Layout(1000), "a", "b")
-    (found,) = first_violations([replace(part, answers=whole.answers)], tokenizer, [Layout(1000)])
+    (found,) = first_violations([replace(part, answers=whole.answers)], tokenizer, Layout(1000))
     assert found is not None
     assert found.reason is Reason.TEXT_NOT_REPRODUCED
 
 
 def test_an_exchange_that_the_row_does_not_have_is_refused(tokenizer: ChatTokenizer) -> None:
     whole = encoded(tokenizer, Layout(1000), "a", "b", "forged", "words")
-    (found,) = first_violations([replace(whole, answers=("b",))], tokenizer, [Layout(1000)])
+    (found,) = first_violations([replace(whole, answers=("b",))], tokenizer, Layout(1000))
     assert found is not None
 
 
 @pytest.mark.parametrize("empty", [[], [0]], ids=["nothing", "only an end"])
 def test_a_document_without_tags_is_refused(empty: list[int], tokenizer: ChatTokenizer) -> None:
     ids, mask = np.array(empty, np.uint32), np.zeros(len(empty), np.uint8)
-    found = structure_violation(ids, mask, tokenizer, Layout(1000))
-    assert found is not None
+    ((number, found),) = structure_violations(alone(ids, mask), tokenizer, Layout(1000))
+    assert number == 0
     assert found.reason is Reason.FORGED_CONTROL_TOKEN
 
 
@@ -183,25 +187,24 @@ def test_a_document_without_tags_is_refused(empty: list[int], tokenizer: ChatTok
 
 
 def test_each_document_of_a_batch_gets_its_own_verdict(tokenizer: ChatTokenizer) -> None:
-    layouts = list(LAYOUTS.values())
-    documents = [encoded(tokenizer, layout, *talk) for layout in layouts for talk in TALKS.values()]
-    wrong_text = replace(documents[4], answers=("something else",))
-    batch = [*documents[:4], wrong_text, *documents[5:]]
-    found = first_violations(batch, tokenizer, [layout for layout in layouts for _ in TALKS])
-    assert [number for number, drop in enumerate(found) if drop] == [4]
-    assert found[4] is not None
-    assert found[4].reason is Reason.TEXT_NOT_REPRODUCED
+    for layout in LAYOUTS.values():
+        documents = [encoded(tokenizer, layout, *talk) for _ in range(3) for talk in TALKS.values()]
+        documents[4] = replace(documents[4], answers=("something else",))
+        documents[6] = replace(documents[6], loss_mask=documents[6].loss_mask[::-1])
+        found = first_violations(documents, tokenizer, layout)
+        reasons = {number: drop.reason for number, drop in enumerate(found) if drop}
+        assert reasons == {4: Reason.TEXT_NOT_REPRODUCED, 6: Reason.WRONG_TURN_ENDS}
 
 
 def test_an_empty_batch_has_no_verdicts(tokenizer: ChatTokenizer) -> None:
-    assert first_violations([], tokenizer, []) == []
+    assert first_violations([], tokenizer, Layout(1000)) == []
 
 
 def test_a_refused_document_spoils_no_other_of_its_batch(tokenizer: ChatTokenizer) -> None:
     layout = Layout(1000)
     good = [encoded(tokenizer, layout, f"question {n}", f"answer {n}", "and?", f"more {n}") for n in range(3)]
     bad = replace(good[0], loss_mask=np.zeros_like(good[0].loss_mask))
-    found = first_violations([bad, *good], tokenizer, [layout] * 4)
+    found = first_violations([bad, *good], tokenizer, layout)
     assert [drop.reason if drop else None for drop in found] == [Reason.NO_SUPERVISED_TOKENS, None, None, None]
 
 
@@ -216,7 +219,7 @@ def test_a_document_cut_anywhere_in_its_answer_passes(seq_len: int, letters: Cha
     layout = Layout(seq_len, too_long="truncate")
     document = encoded(letters, layout, "Hi", LONG_ANSWER, system="S")
     assert (document.truncated, len(document.ids)) == (True, seq_len)
-    assert first_violations([document], letters, [layout]) == [None]
+    assert first_violations([document], letters, layout) == [None]
 
 
 def test_a_cut_document_with_other_words_is_refused(letters: ChatTokenizer) -> None:
@@ -225,7 +228,7 @@ def test_a_cut_document_with_other_words_is_refused(letters: ChatTokenizer) -> N
     for place in range(6, 14):
         ids = document.ids.copy()
         ids[place] = letters.encode(["#"])[0][0]
-        (found,) = first_violations([replace(document, ids=ids)], letters, [layout])
+        (found,) = first_violations([replace(document, ids=ids)], letters, layout)
         assert found is not None
         assert found.reason is Reason.TEXT_NOT_REPRODUCED
 
@@ -235,7 +238,7 @@ def test_an_end_after_a_cut_is_refused(letters: ChatTokenizer) -> None:
     document = encoded(letters, layout, "Hi", LONG_ANSWER, system="S")
     ids = document.ids.copy()
     ids[-1] = letters.end_id
-    (found,) = first_violations([replace(document, ids=ids)], letters, [layout])
+    (found,) = first_violations([replace(document, ids=ids)], letters, layout)
     assert found is not None
     assert found.reason is Reason.FORGED_CONTROL_TOKEN
 
@@ -245,8 +248,7 @@ def test_an_end_after_a_cut_is_refused(letters: ChatTokenizer) -> None:
 
 def test_the_mask_follows_from_the_control_tokens_alone(case: Case) -> None:
     wanted: NDArray[np.uint8] = np.array(case.mask, np.uint8)
-    found = expected_mask(case.document.ids, case.tokenizer, case.layout)
-    assert found.dtype == np.uint8
+    found = expected_mask(alone(case.document.ids, case.document.loss_mask), case.tokenizer, case.layout)
     assert found.tolist() == wanted.tolist()
 
 

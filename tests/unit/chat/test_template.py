@@ -24,7 +24,7 @@ def conversation(*texts: str) -> Conversation:
 
 
 def encode_one(talk: Conversation, tokenizer: ChatTokenizer, layout: Layout, system: str = "S") -> list[Encoded | Drop]:
-    (pieces,) = encode([talk], [system], tokenizer, [layout])
+    (pieces,) = encode([talk], [system], tokenizer, layout)
     return pieces
 
 
@@ -139,7 +139,7 @@ def test_a_batch_is_encoded_like_one_by_one(
     talks: list[Conversation], layout: Layout, tokenizer: ChatTokenizer
 ) -> None:
     systems = [f"system {number % 2}" for number in range(len(talks))]
-    together = list(encode(talks, systems, tokenizer, [layout] * len(talks)))
+    together = list(encode(talks, systems, tokenizer, layout))
     apart = [encode_one(talk, tokenizer, layout, system) for talk, system in zip(talks, systems, strict=True)]
     assert [list(shown(pieces)) for pieces in together] == [list(shown(pieces)) for pieces in apart]
 
@@ -151,7 +151,7 @@ def shown(pieces: Sequence[Encoded | Drop]) -> Iterator[object]:
 
 def test_a_batch_of_unequal_length_is_refused(tokenizer: ChatTokenizer) -> None:
     with pytest.raises(ValueError, match="zip"):
-        list(encode([conversation("a", "b")], ["S", "S"], tokenizer, [Layout(64)]))
+        list(encode([conversation("a", "b")], ["S", "S"], tokenizer, Layout(64)))
 
 
 # ------------------------------------------------------------------------------------------------ prompts

@@ -1,15 +1,18 @@
 """The tokenizer's form is checked when it is loaded, and text never becomes a control token."""
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
+from sft.chat import tokenizer as tokenizer_module
 from sft.chat.template import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ASSISTANT, END, NEOX_20B_IDS, PADDING, SYSTEM, TAGS, USER, ChatTokenizer, train_tokenizer
 from sft.errors import ConfigError
@@ -171,6 +174,71 @@ def test_texts_are_encoded_each_for_itself(tokenizer: ChatTokenizer) -> None:
     assert together[2] == []
     assert tokenizer.encode([]) == []
     assert tokenizer.decode([]) == []
+
+
+PIECES = [
+    "the tide",
+    " rises",
+    "",
+    "\n\n  ",
+    "ü",
+    "e\u0301",
+    "你好",
+    "👩‍💻",
+    "<|USER|>",
+    "<|endoftext|>",
+    "don't",
+    "  " * 13,
+]
+
+
+@pytest.fixture(params=["letters", "tokenizer", "neox_20b"])
+def any_tokenizer(request: pytest.FixtureRequest) -> ChatTokenizer:
+    """Each tokenizer that is there: without merges, small, and the published one."""
+    found: ChatTokenizer = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 30])
+def test_runs_end_to_end_are_those_of_each_text(
+    count: int, any_tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "_TEXTS_PER_CALL", 8)
+    rng = random.Random(count)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(0, 6))) for _ in range(count)]
+    texts[:1] = [""] * min(1, count)
+    runs, wanted = any_tokenizer.encode_flat(texts), any_tokenizer.encode(texts)
+    assert runs.lengths.tolist() == [len(ids) for ids in wanted]
+    assert runs.ids.tolist() == [token_id for ids in wanted for token_id in ids]
+    assert (runs.ids.dtype, runs.lengths.dtype) == (np.uint32, np.int64)
+
+
+def test_each_id_spells_what_the_library_decodes_it_to(any_tokenizer: ChatTokenizer) -> None:
+    spelt = any_tokenizer.token_bytes
+    assert len(spelt) == any_tokenizer.num_ids
+    decoded = any_tokenizer.decode([[token_id] for token_id in range(any_tokenizer.num_ids)])
+    assert [token.decode("utf-8", "replace") for token in spelt] == decoded
+    single = {token for token in spelt if len(token) == 1}
+    never_in_utf8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+    assert single >= {bytes([byte]) for byte in range(256) if byte not in never_in_utf8}
+
+
+def test_random_ids_spell_what_the_library_decodes_them_to(any_tokenizer: ChatTokenizer) -> None:
+    """Halves of characters and control tokens included."""
+    rng = np.random.default_rng(0)
+    runs = [rng.integers(0, any_tokenizer.num_ids, length) for length in range(60)]
+    runs += [rng.integers(0, 261, length) for length in range(60)]  # mostly single bytes
+    runs += [rng.choice(any_tokenizer.control_ids, length) for length in range(5)]
+    found = [any_tokenizer.spell(ids) for ids in runs]
+    assert [text.decode("utf-8", "replace") for text in found] == any_tokenizer.decode(runs)
+    assert any("\ufffd" in text for text in any_tokenizer.decode(runs))
+
+
+def test_the_ids_of_a_text_spell_it(any_tokenizer: ChatTokenizer) -> None:
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(0, 6))) for _ in range(60)]
+    for text, ids in zip(texts, any_tokenizer.encode(texts), strict=True):
+        assert any_tokenizer.spell(np.array(ids, np.uint16)) == any_tokenizer.normalise(text).encode()
 
 
 def test_two_spellings_of_one_letter_are_one(tokenizer: ChatTokenizer) -> None:

@@ -30,11 +30,18 @@ def built(raw: Any, *arguments: str) -> Shards:
 def test_a_build_holds_what_its_contract_names(raw: Any) -> None:
     shards = built(raw, "packs_per_shard=10")
     names = set(content(shards.folder))
-    fixed = {"documents.arrow", "quarantine.jsonl", "manifest.json", "README.md", "tokenizer.json"}
+    fixed = {"documents.arrow", "quarantine.jsonl", "manifest.json", "README.md", "report.html", "tokenizer.json"}
     packed = {shard["file"] for split in shards.manifest["splits"].values() for shard in split["shards"]}
     assert names == fixed | packed
     assert len(packed) >= 3
     assert set(shards.manifest["splits"]) == {"train", "valid"}
+    assert shards.manifest["schema_version"] == 2
+
+
+def test_nothing_but_the_build_and_its_lock_is_left(raw: Any) -> None:
+    before = set(raw.mixture.parent.parent.parent.iterdir())
+    shards = built(raw)
+    assert set(shards.folder.parent.iterdir()) - before == {shards.folder, shards.folder.parent / ".shards.lock"}
 
 
 def test_every_row_is_a_document_or_in_quarantine(raw: Any) -> None:
@@ -82,16 +89,63 @@ def test_a_token_leads_back_to_its_row(raw: Any, tokenizer: Any) -> None:
             assert text.removeprefix("<|SYSTEM|>Answer shortly.<|USER|>").split("<|")[0] in turns
 
 
-def test_conversations_told_twice_are_on_one_side(write_mixture: Callable[..., Any]) -> None:
+def test_conversations_that_open_alike_are_on_one_side(write_mixture: Callable[..., Any]) -> None:
     same = [[f"same {n}?", f"answer {n}"] for n in range(8)]
-    raw = write_mixture(one=same + same, two=[[f"two {n}?", "yes"] for n in range(8)] + same[:3])
-    table = built(raw, "valid_share=0.4").documents
+    otherwise = [[f" Same  {n}?", "another answer"] for n in range(8)]
+    raw = write_mixture(one=same + otherwise + same, two=[[f"two {n}?", "yes"] for n in range(8)] + same[:3])
+    keep = [f"sources.{name}.duplicates=keep" for name in ("one", "two")]
+    table = built(raw, "valid_share=0.4", *keep).documents
+    assert len(table) == 35
+    assert len(set(table.digest.tolist())) == 24
+    assert len(set(table.group.tolist())) == 16
+    assert not set(table.group[table.held_out].tolist()) & set(table.group[~table.held_out].tolist())
     assert not set(table.digest[table.held_out].tolist()) & set(table.digest[~table.held_out].tolist())
     assert table.held_out.any()
 
 
+def test_a_conversation_told_twice_is_built_once_and_names_its_twin(write_mixture: Callable[..., Any]) -> None:
+    same = [[f"same {n}?", f"answer {n}"] for n in range(8)]
+    raw = write_mixture(one=[*same, same[5], ["only a question"]], two=[["two?", "yes"], *same[:3]])
+    shards = built(raw)
+    table = shards.documents
+    kept = {(table.sources[s], int(row)) for s, row in zip(table.source, table.row, strict=True)}
+    assert kept == {("one", number) for number in range(8)} | {("two", 0)}
+    lines = {(line["source"], line["row"]): line for line in shards.quarantine()}
+    twins = {("one", 8): 5, ("two", 1): 0, ("two", 2): 1, ("two", 3): 2}
+    assert set(lines) == {*twins, ("one", 9)}
+    for place, row in twins.items():
+        found = lines[place]
+        assert (found["reason"], found["piece"]) == ("duplicate", None)
+        assert found["excerpt"] == f"same {row}?"
+        twin = {"source": "one", "file": "one.jsonl", "row": row, "similarity": 1.0, "excerpt": f"same {row}?"}
+        assert found["twin"] == twin
+        assert found["detail"] == f"same turns as one: one.jsonl, row {row}"
+    assert lines["one", 9]["twin"] is None
+    facts = {name: shards.manifest["sources"][name] for name in ("one", "two")}
+    assert facts["one"]["reasons"] == {"duplicate": 1, "no_exchange": 1}
+    assert facts["two"]["reasons"] == {"duplicate": 3}
+    assert [(item["rows_read"], item["rows_kept"], item["rows_dropped"]) for item in facts.values()] == [
+        (10, 8, 2),
+        (4, 1, 3),
+    ]
+
+
+def test_a_record_in_quarantine_tells_the_row_and_why(raw: Any) -> None:
+    first, *_ = built(raw).quarantine()
+    assert first == {
+        "source": "alpha",
+        "file": "alpha.jsonl",
+        "row": 9,
+        "piece": None,
+        "reason": "no_exchange",
+        "detail": "1 turns",
+        "excerpt": '{"turns": ["alpha 9.0?"]}\n',
+        "twin": None,
+    }
+
+
 def test_only_so_many_rows_are_read_as_asked_for(raw: Any) -> None:
-    (raw.sources_dir / "zeta2.jsonl").write_text('{"turns": ["a", "b"]}\n' * 5)
+    (raw.sources_dir / "zeta2.jsonl").write_text("".join(f'{{"turns": ["a {n}", "b"]}}\n' for n in range(5)))
     pattern = "sources.zeta.files=[zeta.jsonl,zeta2.jsonl]"
     for max_rows in (1, 7, 8, 60, 61, 64, 65, 66):
         facts = built(
@@ -106,8 +160,16 @@ def test_only_so_many_rows_are_read_as_asked_for(raw: Any) -> None:
 def test_a_second_build_is_byte_for_byte_the_first(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = content(built(raw).folder)
     elsewhere = raw.mixture.parent / "another place"
-    monkeypatch.setattr(build_module, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(build_module, "ROWS_PER_UNIT", 3)
     assert content(built(raw, f"out={elsewhere}").folder) == first
+
+
+def test_how_large_a_unit_is_does_not_change_a_byte(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = content(built(raw).folder)
+    for number, (rows, size) in enumerate([(1, 10**9), (10**9, 1), (10**9, 150), (10**9, 10**9)]):
+        monkeypatch.setattr(build_module, "ROWS_PER_UNIT", rows)
+        monkeypatch.setattr(build_module, "BYTES_PER_UNIT", size)
+        assert content(built(raw, f"out={raw.mixture.parent / str(number)}").folder) == first
 
 
 def test_worker_processes_do_not_change_a_byte(raw: Any) -> None:

@@ -1,5 +1,6 @@
 """A build that cannot be right publishes nothing, and says what is wrong."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from sft.data import build as build_module
 from sft.data import publish
 from sft.data.build import build
-from sft.data.shards import Shards
+from sft.data.shards import Shards, write_documents
+from sft.data.worker import Worker
 from sft.errors import ConfigError, DataError, PeerError, SftError, StorageError
 from sft.storage.publish import staging_path
 
@@ -17,7 +19,12 @@ def built(raw: Any, *arguments: str) -> Shards:
     return build(raw.config(*arguments), raw.recipes)
 
 
-def test_a_failed_build_leaves_nothing_and_can_be_repeated(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def work_folder(raw: Any) -> Path:
+    """Where a build keeps its finished units."""
+    return Path(raw.config().out).parent / ".shards.work"
+
+
+def test_a_failed_build_publishes_nothing_and_can_be_repeated(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -27,8 +34,32 @@ def test_a_failed_build_leaves_nothing_and_can_be_repeated(raw: Any, monkeypatch
         built(raw)
     assert not out.exists()
     assert not staging_path(out).exists()
-    monkeypatch.undo()
+    monkeypatch.setattr(publish, "write_documents", write_documents)
+    kept = {path.name: path.stat().st_mtime_ns for path in work_folder(raw).iterdir()}
+    assert len(kept) == 13  # of 60 and 25 rows in units of 7
+
+    def run_none(*_: object) -> None:
+        raise AssertionError("a finished unit was made again")
+
+    monkeypatch.setattr(Worker, "run", run_none)
     assert len(built(raw).documents) > 0
+    assert not work_folder(raw).exists()
+
+
+def test_a_build_that_fails_on_its_rows_shows_each_of_them(raw: Any) -> None:
+    (raw.sources_dir / "zeta.jsonl").write_text('{"turns": ["only a question"]}\n' * 9 + '{"turns": ["a", "b"]}\n')
+    with pytest.raises(DataError, match="source zeta: 9 of 10 rows were dropped") as caught:
+        built(raw)
+    quarantine = work_folder(raw) / "quarantine.jsonl"
+    assert f"every dropped row is in {quarantine}" in str(caught.value)
+    lines = [json.loads(line) for line in quarantine.read_text(encoding="utf-8").splitlines()]
+    dropped = [("alpha", 9), ("alpha", 19), *(("zeta", number) for number in range(9))]
+    assert [(line["source"], line["row"]) for line in lines] == dropped
+    assert {line["reason"] for line in lines} == {"no_exchange"}
+    (raw.sources_dir / "zeta.jsonl").write_text('{"turns": ["a", "b"]}\n')
+    shards = built(raw)
+    assert [line["row"] for line in shards.quarantine()] == [9, 19]
+    assert not work_folder(raw).exists()
 
 
 def test_two_builds_of_one_folder_do_not_run_together(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +83,12 @@ def test_sources_without_files_are_all_named_with_the_way_out(raw: Any) -> None:
         built(raw, "sources_dir=nowhere")
 
 
+def test_a_file_that_two_sources_claim_is_named(raw: Any) -> None:
+    with pytest.raises(ConfigError, match=r"alpha\.jsonl: is claimed by two sources, alpha and zeta"):
+        built(raw, "sources.zeta.files=[zeta.jsonl,alp*.jsonl]")
+    assert not Path(raw.config().out).exists()
+
+
 def test_a_source_without_rows_is_named(raw: Any) -> None:
     (raw.sources_dir / "zeta.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match=r"source zeta is empty: no row in zeta\.jsonl"):
@@ -60,12 +97,13 @@ def test_a_source_without_rows_is_named(raw: Any) -> None:
 
 def test_a_broken_source_stops_the_build_before_the_next_one(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (raw.sources_dir / "alpha.jsonl").write_text("<html>\n" * 100)
-    read: list[str] = []
-    original = build_module.read_rows
-    monkeypatch.setattr(build_module, "read_rows", lambda path: read.append(path.name) or original(path))
+    made: list[str] = []
+    original = Worker.run
+    monkeypatch.setattr(Worker, "run", lambda self, unit: made.append(unit.source) or original(self, unit))
     with pytest.raises(DataError, match=r"100 of 100 rows are unreadable; first alpha\.jsonl, row 0: invalid_json"):
         built(raw)
-    assert "zeta.jsonl" not in read[1:-1]
+    assert made.count("alpha") == 15
+    assert made.count("zeta") <= 1  # of nine: the one that tells that alpha has ended
     assert not Path(raw.config().out).exists()
 
 
@@ -85,14 +123,14 @@ def test_a_recipe_that_changes_during_the_build_is_not_recorded_as_the_one_that_
     raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = built(raw).manifest["sources"]["zeta"]["recipe"]
-    original = build_module.run_chunks
+    original = build_module.run_units
 
     def edit_meanwhile(*arguments: Any) -> Any:
         for result in original(*arguments):
             (raw.recipes / "zeta" / "convert.py").write_text("def convert(row): ...\n")
             yield result
 
-    monkeypatch.setattr(build_module, "run_chunks", edit_meanwhile)
+    monkeypatch.setattr(build_module, "run_units", edit_meanwhile)
     try:
         found = built(raw, f"out={raw.mixture.parent / 'edited'}").manifest["sources"]["zeta"]["recipe"]
     except SftError:

@@ -14,8 +14,8 @@ from sft.data.shards import Shards
 @pytest.fixture
 def make(write_mixture: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     """Builds two sources and gives the manifest."""
-    rows = [[f"question {n}", f"answer {n}"] for n in range(1200)]
-    raw = write_mixture(alpha=rows, beta=[*rows[:9], ["only a question"]])
+    rows = [[f"question {n}", f"answer {n}"] for n in range(1209)]
+    raw = write_mixture(alpha=rows[:1200], beta=[*rows[1200:], ["only a question"]])
     return lambda *arguments: build(raw.config(*arguments), raw.recipes).manifest
 
 
@@ -65,12 +65,23 @@ def test_the_card_tells_what_is_learnt(arguments: list[str], words: str, make: C
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "**Not for commercial use**, because of alpha, beta."),
-        (["sources.alpha.commercial=true"], "**Not for commercial use**, because of beta."),
-        (["sources.alpha.commercial=true", "sources.beta.commercial=true"], "Every source allows commercial use;"),
+        ([], "- **Not for commercial use**: alpha, beta."),
+        (["sources.alpha.commercial=true"], "- **Not for commercial use**: beta."),
+        (["sources.alpha.commercial=true", "sources.beta.commercial=true"], "- **Commercial use is allowed**: every"),
     ],
 )
 def test_one_source_decides_for_all(arguments: list[str], words: str, make: Callable[..., dict[str, Any]]) -> None:
     card = data_card(make(*arguments))
     assert words in card
     assert "- Turns: Someone, Turns, 2023\n" in card
+
+
+def test_each_licence_is_listed_with_what_it_asks_for(make: Callable[..., dict[str, Any]]) -> None:
+    manifest = make()
+    manifest["sources"]["alpha"] |= {"licence": "CC-BY-SA-4.0", "commercial": True}
+    manifest["sources"]["beta"] |= {"licence": "none stated"}
+    heads, _, alpha, beta = table(data_card(manifest), "Licences")
+    assert heads == ["source", "licence", "commercial use", "attribution", "share-alike", "note"]
+    assert alpha == ["alpha", "CC-BY-SA-4.0", "yes", "yes", "yes", ""]
+    assert beta[1:5] == ["none stated", "no", "unknown", "unknown"]
+    assert "- **Conflicting conditions**: " in data_card(manifest)

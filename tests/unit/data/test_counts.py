@@ -1,6 +1,8 @@
 """Every row is counted once, and a source that no longer fits its recipe stops the build."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,49 +11,79 @@ import pytest
 from sft.chat.conversation import Reason
 from sft.config import SourceConfig
 from sft.data.counts import SourceCounts, check
-from sft.data.worker import DOCUMENT_FIELDS, ChunkResult, Rejected
+from sft.data.minhash import NUM_BANDS
+from sft.data.unit import DOCUMENT_FIELDS, Rejected, UnitFile, UnitResult, write_unit
 from sft.errors import DataError
 
 SOURCE = SourceConfig("Talk", "someone/talk", ("talk*.jsonl",), "CC0-1.0", "Someone, 2023", "card")
 
 
 def result(
-    kept: list[int], dropped: list[tuple[int, Reason]], *, skipped: int = 0, rows: int | None = None, truncated: int = 0
-) -> ChunkResult:
-    """A chunk with one document per entry of `kept`, the row's number."""
-    rejected = [Rejected(row, None, reason, "why", "excerpt") for row, reason in dropped]
-    documents = np.array([(row, 0, 0, 5, 2) for row in kept], DOCUMENT_FIELDS)
-    count = len(set(kept)) + len(dropped) + skipped if rows is None else rows
-    empty = np.zeros(0, np.uint16)
-    return ChunkResult("talk", "t.jsonl", count, skipped, rejected, empty, empty, documents, truncated)
+    kept: list[int],
+    dropped: list[tuple[int, Reason]],
+    *,
+    skipped: int = 0,
+    rows: int | None = None,
+    truncated: int = 0,
+    changed: dict[str, int] | None = None,
+) -> UnitResult:
+    """A unit with one document per entry of `kept`, the row's number."""
+    documents = np.zeros(len(kept), DOCUMENT_FIELDS)
+    documents["row"] = kept
+    return UnitResult(
+        source="talk",
+        file="t.jsonl",
+        num_rows=len(set(kept)) + len(dropped) + skipped if rows is None else rows,
+        num_skipped=skipped,
+        num_truncated=truncated,
+        changed={} if changed is None else changed,
+        rejected=[Rejected(row, None, reason, "why", "excerpt") for row, reason in dropped],
+        documents=documents,
+        ids=np.zeros(0, np.uint16),
+        loss_mask=np.zeros(0, np.uint8),
+        bands=np.zeros((0, NUM_BANDS), np.uint64),
+    )
 
 
-def counted(*results: ChunkResult) -> SourceCounts:
-    counts = SourceCounts()
-    for item in results:
-        counts.add(item)
-    return counts
+Count = Callable[..., SourceCounts]
 
 
-def test_read_is_skipped_and_kept_and_dropped() -> None:
+@pytest.fixture
+def counted(tmp_path: Path) -> Count:
+    """Counts units as a build does: from their files."""
+
+    def counted(*results: UnitResult) -> SourceCounts:
+        counts = SourceCounts()
+        for item in results:
+            write_unit(tmp_path / "unit", item)
+            unit = UnitFile.open(tmp_path / "unit")
+            assert unit is not None
+            counts.add(unit)
+        return counts
+
+    return counted
+
+
+def test_read_is_skipped_and_kept_and_dropped(counted: Count) -> None:
     counts = counted(
-        result([0, 1, 1, 1], [(2, Reason.NO_EXCHANGE)], skipped=4, truncated=1),
-        result([0, 2, 2], [(1, Reason.INVALID_JSON), (3, Reason.NO_EXCHANGE)], truncated=1),
+        result([0, 1, 1, 1], [(2, Reason.NO_EXCHANGE)], skipped=4, truncated=1, changed={"repair": 2}),
+        result([0, 2, 2], [(1, Reason.INVALID_JSON), (3, Reason.NO_EXCHANGE)], truncated=1, changed={"repair": 1}),
     )
     assert (counts.rows_read, counts.rows_skipped, counts.rows_kept, counts.rows_dropped) == (11, 4, 4, 3)
     assert (counts.split, counts.truncated, counts.num_damaged) == (2, 2, 1)
     assert counts.reasons == {"no_exchange": 2, "invalid_json": 1}
+    assert counts.changed == {"repair": 3}
     assert counts.first_damaged == "t.jsonl, row 1: invalid_json, why"
 
 
-def test_a_row_of_which_only_a_piece_is_dropped_is_kept() -> None:
+def test_a_row_of_which_only_a_piece_is_dropped_is_kept(counted: Count) -> None:
     counts = counted(result([0, 0], [(0, Reason.TOO_LONG)], rows=1))
     assert (counts.rows_kept, counts.rows_dropped, counts.reasons["too_long"]) == (1, 0, 1)
 
 
 OK = [(number, Reason.NO_EXCHANGE) for number in range(1000)]
 DAMAGED = [(number, Reason.INVALID_JSON) for number in range(1000)]
-CHECKED: list[tuple[str, ChunkResult, dict[str, Any], str | None]] = [
+CHECKED: list[tuple[str, UnitResult, dict[str, Any], str | None]] = [
     ("all kept", result(list(range(10)), []), {}, None),
     ("half dropped", result(list(range(10)), OK[:10]), {}, None),
     ("more than half dropped", result(list(range(10)), OK[:11]), {}, "11 of 21 rows were dropped.*max_drop_share=0.5"),
@@ -74,7 +106,7 @@ CHECKED: list[tuple[str, ChunkResult, dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("_", "item", "changes", "complaint"), CHECKED, ids=[name for name, *_ in CHECKED])
 def test_a_source_over_its_ceiling_is_refused(
-    _: str, item: ChunkResult, changes: dict[str, Any], complaint: str | None
+    _: str, item: UnitResult, changes: dict[str, Any], complaint: str | None, counted: Count
 ) -> None:
     source = replace(SOURCE, **changes)
     if complaint is None:
@@ -92,6 +124,18 @@ def test_a_source_over_its_ceiling_is_refused(
         (result([1], DAMAGED[:5]), "sources.talk.max_damaged_share=…"),
     ],
 )
-def test_the_hint_names_the_setting_that_allows_it(item: ChunkResult, setting: str) -> None:
+def test_the_hint_names_the_setting_that_allows_it(item: UnitResult, setting: str, counted: Count) -> None:
     with pytest.raises(DataError, match=setting):
         check("talk", SOURCE, counted(item))
+
+
+def test_the_first_few_dropped_rows_are_shown(counted: Count) -> None:
+    counts = counted(result([], OK[:2]), result([9], [(7, Reason.EMPTY_USER), (8, Reason.NO_EXCHANGE)]))
+    with pytest.raises(DataError) as caught:
+        check("talk", SOURCE, counts)
+    shown = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert shown == [
+        "  - t.jsonl, row 0: no_exchange, why",
+        "  - t.jsonl, row 1: no_exchange, why",
+        "  - t.jsonl, row 7: empty_user, why",
+    ]

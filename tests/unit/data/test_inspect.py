@@ -1,7 +1,6 @@
-"""Packs can be looked at: roles, loss, documents, and the row of a token."""
+"""Packs can be looked at: roles, loss, documents, the row of a token, and what became of a row."""
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build import build
-from sft.data.inspect import overview, show_pack, trace
+from sft.data.inspect import one_line, overview, show_pack, trace, trace_row
 from sft.data.shards import Shards
-from sft.errors import ConfigError
+from sft.errors import ConfigError, DataError
 
 TALKS = [["How many apples?", "Four [apples] are left."], ["And <|USER|> now?", "[/b] None."], ["only a question"]]
 
@@ -74,22 +74,21 @@ def test_loss_is_underlined_and_nothing_else(folder: Path) -> None:
 def test_every_token_is_traced_to_its_row(folder: Path, console: Console) -> None:
     shards = Shards.open(folder)
     pack = shards.split("train")[0]
-    rows = [json.dumps(row) for row in TALKS]
-    assert rows
     for doc_id, place in pack.documents():
         for token in (place.start, place.stop - 1):
             console.file = io.StringIO()
             trace(folder, "train", 0, token, console)
             shown = text(console)
             assert f"token {token}: " in shown
-            assert f"document {doc_id}" in shown
-            assert f"from talks: talks.jsonl, row {shards.documents.row[doc_id]}\n" in shown
+            assert f"talks: talks.jsonl, row {shards.documents.row[doc_id]} (document {doc_id})\n" in shown
+            assert f"digest  {int(shards.documents.digest[doc_id]):016x} of" in shown
+            assert f"sha256 {shards.manifest['sources']['talks']['raw_files'][0]['sha256']}" in shown
             assert ("with loss" in shown) is (token == place.stop - 1)
 
 
 @pytest.mark.parametrize("token", [-1, 10_000])
 def test_padding_leads_to_no_row(token: int, folder: Path, console: Console) -> None:
-    with pytest.raises(ConfigError, match=f"token {token} of train pack 0 is padding or outside; it holds"):
+    with pytest.raises(ConfigError, match=f"token {token} is padding or outside"):
         trace(folder, "train", 0, token, console)
 
 
@@ -97,3 +96,92 @@ def test_padding_leads_to_no_row(token: int, folder: Path, console: Console) -> 
 def test_a_pack_that_is_not_there_is_named(index: int, folder: Path, console: Console) -> None:
     with pytest.raises(ConfigError, match=f"no pack {index} in valid: it holds 1, numbered from 0"):
         show_pack(folder, "valid", index, console)
+
+
+def test_a_token_is_shown_marked_in_the_text_around_it(folder: Path, console: Console) -> None:
+    shards = Shards.open(folder)
+    tokenizer = ChatTokenizer.load(shards.tokenizer_path)
+    _, place = next(shards.split("train")[0].documents())
+    first_answer = int((shards.split("train")[0].loss_mask_T[place] == 1).argmax())
+    trace(folder, "train", 0, first_answer - 1, console)
+    shown = text(console)
+    assert f"'<|ASSISTANT|>' (id {tokenizer.assistant_id}), control token, without loss" in shown
+    assert "»<|ASSISTANT|>«" in shown
+    assert "assistant, exchange 0 of its conversation" in shown
+
+
+def test_the_token_that_ends_an_answer_says_so(folder: Path, console: Console) -> None:
+    _, place = next(Shards.open(folder).split("train")[0].documents())
+    trace(folder, "train", 0, place.stop - 1, console)
+    assert "control token, with loss: it ends the answer before it" in text(console)
+
+
+def test_the_raw_row_is_shown_if_its_file_is_there(write_mixture: Callable[..., Any], console: Console) -> None:
+    raw = write_mixture(talks=TALKS[:2])
+    folder = build(raw.config(), raw.recipes).folder
+    trace_row(folder, "talks:1", console, raw.sources_dir)
+    assert text(console).endswith('raw row\n{"turns": ["And <|USER|> now?", "[/b] None."]}\n')
+
+
+def test_no_raw_row_is_shown_from_a_file_that_changed(write_mixture: Callable[..., Any], console: Console) -> None:
+    raw = write_mixture(talks=TALKS[:2])
+    folder = build(raw.config(), raw.recipes).folder
+    (raw.sources_dir / "talks.jsonl").write_text('{"turns": ["x", "y"]}\n')
+    with pytest.raises(DataError, match="is not the file that was built from"):
+        trace_row(folder, "talks:0", console, raw.sources_dir)
+    assert text(console) == ""
+
+
+def test_a_kept_row_names_its_packs(folder: Path, console: Console) -> None:
+    shards = Shards.open(folder)
+    pack = shards.split("train")[0]
+    doc_id, place = next(pack.documents())
+    trace_row(folder, f"talks:talks.jsonl:{shards.documents.row[doc_id]}", console)
+    shown = text(console)
+    assert ": kept as 1 document\n" in shown
+    assert f"document {doc_id}: piece 0, from exchange 0 on, {place.stop} tokens" in shown
+    assert f"train pack 0, tokens 0–{place.stop - 1}\n" in shown
+
+
+def test_a_dropped_row_names_its_reason(folder: Path, console: Console) -> None:
+    trace_row(folder, "talks:2", console)
+    shown = text(console)
+    assert "talks: talks.jsonl, row 2: dropped\n  no_exchange, 1 turns\n" in shown
+    assert '{"turns": ["only a question"]}' in shown
+
+
+def test_a_repeated_row_names_its_twin(write_mixture: Callable[..., Any], console: Console) -> None:
+    raw = write_mixture(talks=[TALKS[0], TALKS[1], TALKS[0]])
+    trace_row(build(raw.config(), raw.recipes).folder, "talks:2", console)
+    assert "  duplicate, same turns as" in text(console)
+    assert "  twin    talks:talks.jsonl:0 (similarity 1.0)" in text(console)
+
+
+def test_a_row_left_out_names_the_setting(write_mixture: Callable[..., Any], console: Console) -> None:
+    raw = write_mixture(talks=[[f"q {n}", f"a {n}"] for n in range(20)])
+    shards = build(raw.config("sources.talks.num_conversations=3"), raw.recipes)
+    row = next(n for n in range(20) if n not in shards.documents.row)
+    trace_row(shards.folder, f"talks:{row}", console)
+    assert "neither packed nor dropped: left out by num_conversations=3" in text(console)
+
+
+def test_rows_cannot_command_the_terminal(write_mixture: Callable[..., Any], console: Console) -> None:
+    raw = write_mixture(talks=[["Red \x9b31m?", "No \u202e :smile:."], ["\x1b[2Jonly a question"], ["And?", "Yes."]])
+    folder = build(raw.config("sources.talks.repair=false", "valid_share=0"), raw.recipes).folder
+    show_pack(folder, "train", 0, console)
+    for row in (0, 1):
+        trace_row(folder, f"talks:{row}", console, raw.sources_dir)
+    for token in range(Shards.open(folder).split("train")[0].num_tokens):
+        trace(folder, "train", 0, token, console)
+    shown = text(console)
+    assert {c for c in shown if not c.isprintable()} == {"\n"}
+    assert "Red \\u009b31m?" in shown
+    assert ":smile:" in shown
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [("a\nb\tc", r"a\nb\tc"), ("\x1b[1m", r"\x1b[1m"), ("zero\u200bwidth", r"zero\u200bwidth"), ("Köln 你", "Köln 你")],
+)
+def test_what_cannot_be_seen_is_spelled_out(raw: str, shown: str) -> None:
+    assert one_line(raw) == shown

@@ -137,6 +137,28 @@ def test_a_recipe_without_a_converter_is_refused(code: str | None, complaint: st
     assert str(path.parent) in str(caught.value)
 
 
+SWITCHED = "def convert(row, *, shout=False, twice=False):\n    return row['text'].upper() if shout else row['text']\n"
+
+
+def test_a_converter_s_switches_are_set(raw: Any) -> None:
+    path = raw.recipes / "alpha" / "convert.py"
+    path.write_text(SWITCHED)
+    for switches, expected in ((None, "a"), ({}, "a"), ({"shout": False}, "a"), ({"shout": True, "twice": True}, "A")):
+        assert load_converter(path.parent, switches)({"text": "a"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(SWITCHED, "known: shout, twice"), ("def convert(row):\n    return row\n", "it has none")]
+)
+@pytest.mark.parametrize("name", ["shuot", "row"])
+def test_a_switch_that_the_recipe_does_not_know_is_named(name: str, code: str, advice: str, raw: Any) -> None:
+    path = raw.recipes / "alpha" / "convert.py"
+    path.write_text(code)
+    with pytest.raises(ConfigError, match=f"source alpha: no switch '{name}'; {advice}") as caught:
+        load_converter(path.parent, {name: True})
+    assert str(path) in str(caught.value)
+
+
 def test_a_recipe_is_identified_by_the_files_that_decide_its_rows(raw: Any) -> None:
     folder = raw.recipes / "alpha"
     before = recipe_digests(folder)

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import random
 from typing import Any
 
 import pytest
@@ -63,6 +64,53 @@ def test_anything_else_is_refused_with_the_reason(raw: Any, reason: Reason, deta
     assert isinstance(found, Drop)
     assert found.reason is reason
     assert detail in found.detail
+
+
+@pytest.mark.parametrize(("length", "limit", "kept"), [(20, 20, True), (21, 20, False), (20, 1, False), (20, 99, True)])
+def test_a_line_of_more_bytes_than_allowed_is_refused_unread(length: int, limit: int, kept: bool) -> None:
+    found = parse(b'{"a":"' + b"x" * (length - 8) + b'"}', limit)
+    assert found == ({"a": "x" * (length - 8)} if kept else Drop(Reason.ROW_TOO_LARGE, f"more than {limit} bytes"))
+
+
+def test_damage_behind_the_limit_is_no_damage() -> None:
+    assert parse(b"<html>" * 9, 20) == Drop(Reason.ROW_TOO_LARGE, "more than 20 bytes")
+
+
+def as_the_standard_library_reads(line: bytes) -> object:
+    """The row as text, with the type of every value to be seen, or the reason."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeError:
+        return Reason.INVALID_UTF8
+    except ValueError:
+        return Reason.INVALID_JSON
+    return repr(row) if isinstance(row, dict) else Reason.WRONG_SCHEMA
+
+
+STRANGE = [
+    b'{"a": -0.0, "b": [1e5, 1E-7, 123456789012345678901234567890, 1e400, 5e-324, 0.1, -0]}',
+    b'{"n": 9223372036854775808, "m": -9223372036854775809, "k": 18446744073709551616, "i": 9007199254740993.0}',
+    b'{"a": "\\ud83d\\ude00", "b": "\\u0000\\/\\b", "a": null}',
+    '{"ü": "é你好👩‍💻\\u00e9\\n", "": {"b": [null, true, false, {}]}}'.encode(),
+    b'\xef\xbb\xbf {"x": NaN, "y": Infinity, "z": -Infinity}\r\n',
+]
+INSERTED = [bytes([byte]) for byte in b'{}[]",:\\u0159eE+-. \t\n\x00\x1f\x7f\xff\xc3\xa9'] + [
+    b"\\ud800",
+    b"\xed\xa0\x80",
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_line_is_read_as_the_standard_library_reads_it(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(500):
+        line = rng.choice(STRANGE)
+        for _ in range(rng.randrange(4)):
+            place = rng.randrange(len(line))
+            line = line[:place] + rng.choice([b"", *INSERTED]) + line[place + rng.randrange(2) :]
+        found = parse(line)
+        assert (found.reason if isinstance(found, Drop) else repr(found)) == as_the_standard_library_reads(line), line
 
 
 JSON = st.recursive(

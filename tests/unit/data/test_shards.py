@@ -1,5 +1,6 @@
 """Shards give back every pack as it was written, and refuse to open when anything changed."""
 
+import dataclasses
 import random
 import shutil
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from sft.data.shards import (
 )
 from sft.errors import ConfigError, DataError
 from sft.storage.manifest import write_manifest
+from tests.packs import laid
 
 SEQ_LEN = 32
 PACKS_PER_SHARD = (7, 5, 1)
@@ -55,7 +57,7 @@ def write_split(folder: Path, packs: list[Pack]) -> dict[str, Any]:
     left, facts = list(packs), []
     for number, count in enumerate(PACKS_PER_SHARD):
         name = shard_name("train", number, len(PACKS_PER_SHARD))
-        write_shard(folder / name, left[:count])
+        write_shard(folder / name, laid(left[:count]))
         facts.append({"file": name, "packs": count})
         left = left[count:]
     return {"packs": len(packs), "shards": facts}
@@ -83,14 +85,18 @@ def documents(count: int) -> DocumentTable:
     return DocumentTable(
         ("alpha", "beta", "unused"),
         ("alpha.jsonl", "deep/beta ü.json"),
-        rng.integers(0, 2, count),
-        rng.integers(0, 2, count),
-        rng.integers(0, 2**32, count),
-        rng.integers(0, 2**16, count),
-        rng.integers(0, 2**64, count, dtype=np.uint64),
-        rng.integers(0, 2**16, count),
-        rng.integers(0, 2**16, count),
-        rng.random(count) < 0.5,
+        source=rng.integers(0, 2, count),
+        file=rng.integers(0, 2, count),
+        row=rng.integers(0, 2**32, count),
+        piece=rng.integers(0, 2**16, count),
+        first_turn=rng.integers(0, 2**16, count),
+        digest=rng.integers(0, 2**64, count, dtype=np.uint64),
+        group=rng.integers(0, 2**64, count, dtype=np.uint64),
+        num_tokens=rng.integers(0, 2**32, count),
+        num_supervised=rng.integers(0, 2**32, count),
+        truncated=rng.random(count) < 0.5,
+        uses=rng.integers(1, 2**16, count),
+        held_out=rng.random(count) < 0.5,
     )
 
 
@@ -106,6 +112,13 @@ def test_every_pack_reads_back_in_any_order(folder: Path, packs: list[Pack]) -> 
     assert split.num_supervised_N.tolist() == [pack.num_supervised for pack in packs]
 
 
+def test_the_documents_of_all_packs_are_told_at_once(folder: Path, packs: list[Pack]) -> None:
+    ids, lengths, counts = Shards.open(folder).split("train").placed
+    assert ids.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_D.tolist()]
+    assert lengths.tolist() == [length for pack in packs for length in pack.doc_lengths_D.tolist()]
+    assert counts.tolist() == [len(pack.doc_ids_D) for pack in packs]
+
+
 @pytest.mark.parametrize("index", [-1, 13, 10**9])
 def test_a_pack_that_is_not_there_is_an_index_error(index: int, folder: Path) -> None:
     with pytest.raises(IndexError, match=f"pack {index} of 13"):
@@ -119,7 +132,7 @@ def test_iterating_ends_after_the_last_pack(folder: Path, packs: list[Pack]) -> 
 @pytest.mark.parametrize("kind", [np.uint16, np.uint32])
 def test_token_ids_keep_their_type_and_value(kind: Any, tmp_path: Path) -> None:
     (pack,) = random_packs(1, kind)
-    write_shard(tmp_path / "one.arrow", [pack])
+    write_shard(tmp_path / "one.arrow", laid([pack]))
     split = Split(tmp_path, "train", {"packs": 1, "shards": [{"file": "one.arrow"}]})
     assert equal(split[0], pack)
     assert split[0].input_ids_T.dtype == kind
@@ -129,6 +142,15 @@ def test_token_ids_keep_their_type_and_value(kind: Any, tmp_path: Path) -> None:
 def test_token_ids_take_the_smallest_type_that_holds_all(num_ids: int, kind: Any) -> None:
     assert token_type(num_ids) is kind
     assert np.iinfo(token_type(num_ids)).max >= num_ids - 1
+
+
+@pytest.mark.parametrize(("column", "value"), [("doc_lengths", 2**16), ("doc_ids", 2**32), ("doc_ids", -1)])
+def test_a_number_that_its_column_cannot_hold_is_never_written(column: str, value: int, tmp_path: Path) -> None:
+    packs = laid(random_packs(2))
+    wide = getattr(packs, column).astype(np.int64)
+    wide[0] = value
+    with pytest.raises(ValueError, match=str(value)):
+        write_shard(tmp_path / "one.arrow", dataclasses.replace(packs, **{column: wide}))
 
 
 def test_a_pack_knows_its_documents() -> None:
@@ -144,7 +166,9 @@ def test_the_document_table_reads_back_equal(count: int, tmp_path: Path) -> None
     found = Shards(tmp_path, {}).documents
     assert len(found) == count
     assert (found.sources, found.files) == (table.sources, table.files)
-    for name in ("source", "file", "row", "piece", "digest", "num_tokens", "num_supervised", "held_out"):
+    columns = [field.name for field in dataclasses.fields(DocumentTable) if field.name not in ("sources", "files")]
+    assert len(columns) == 12
+    for name in columns:
         assert getattr(found, name).tolist() == getattr(table, name).tolist(), name
 
 
@@ -243,6 +267,7 @@ def test_a_split_without_packs_is_empty(tmp_path: Path) -> None:
     split = Split(tmp_path, "valid", {"packs": 0, "shards": []})
     assert len(split) == 0
     assert split.num_supervised_N.tolist() == []
+    assert [column.tolist() for column in split.placed] == [[], [], []]
 
 
 def test_a_copied_folder_opens_like_the_first(folder: Path, tmp_path: Path) -> None:

@@ -107,6 +107,15 @@ def test_rows_are_streamed_not_loaded(tmp_path: Path) -> None:
         list(rows)
 
 
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+@pytest.mark.parametrize("length", [8, 9, 10, 17, 18, 19, 27, 1000])
+def test_of_a_line_that_is_too_long_only_the_start_is_held(length: int, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.jsonl{suffix}"
+    lines = [b'{"a":1}\n', b"x" * (length - 1) + b"\n", b"\n", b'{"a":2}\n', b"y" * length]
+    path.write_bytes(COMPRESSIONS[suffix](b"".join(lines)))
+    assert list(read_rows(path, max_bytes=8)) == [(0, lines[0]), (1, lines[1][:9]), (3, lines[3]), (4, lines[4][:9])]
+
+
 # ------------------------------------------------------------------------------------------------ damage
 
 
@@ -173,6 +182,13 @@ def test_a_flipped_bit_in_a_compressed_file_is_not_a_shorter_file(flip: int, tmp
     content[place] ^= 1 << flip % 8
     with pytest.raises(DataError):
         read(tmp_path / "rows.jsonl.gz", bytes(content))
+
+
+@pytest.mark.parametrize("depth", [20_000, 100_000])
+def test_an_array_that_is_too_deep_to_read_is_named(depth: int, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="damaged or cut short after row 0") as caught:
+        read(tmp_path / "rows.json", b'[{"a": 1}, {"a": ' + b"[" * depth + b"]" * depth + b"}]")
+    assert "rows.json" in str(caught.value)
 
 
 # What JSON can spell: an array's rows must come out as the same rows would from lines.

@@ -10,10 +10,11 @@ import pytest
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build import build
-from sft.data.shards import DOCUMENTS, KIND, SCHEMA_VERSION, Pack, Shards, write_documents, write_shard
+from sft.data.shards import DOCUMENTS, KIND, SCHEMA_VERSION, DocumentTable, Pack, Shards, write_documents, write_shard
 from sft.data.verify import verify
 from sft.errors import DataError
 from sft.storage.manifest import write_manifest
+from tests.packs import laid
 
 TALKS = [
     [f"question {number}?", f"answer {number * 7}", "and?", "more."][: 2 + 2 * (number % 2)] for number in range(40)
@@ -25,6 +26,7 @@ LAYOUTS = {
     "all": ["supervise=all"],
     "as released": ["end_token=false", "supervise=all"],
     "truncated": ["seq_len=24", "sources.talks.too_long=truncate"],
+    "repeated": ["sources.talks.epochs=2.5"],
 }
 
 
@@ -41,7 +43,7 @@ def test_a_build_passes_whatever_its_layout(arguments: list[str], make: Callable
     said = verify(folder)
     assert f"{len(table)} documents" in said
     assert f"{int(table.num_tokens.sum()):,} tokens" in said
-    assert said.startswith("6 files")
+    assert said.startswith(f"{len(list(folder.iterdir())) - 1} files")
 
 
 @pytest.mark.parametrize("name", ["documents.arrow", "README.md", "tokenizer.json", "quarantine.jsonl"])
@@ -65,7 +67,7 @@ def forge(folder: Path, change: Callable[[list[Pack], ChatTokenizer], object]) -
     manifest = shards.manifest
     (shard,) = manifest["splits"]["train"]["shards"]
     (folder / shard["file"]).unlink()
-    write_shard(folder / shard["file"], packs)
+    write_shard(folder / shard["file"], laid(packs))
     rehash(folder, manifest)
 
 
@@ -77,6 +79,13 @@ def rehash(folder: Path, manifest: dict[str, Any]) -> None:
 
 def flip_mask(packs: list[Pack], _: ChatTokenizer) -> None:
     packs[0].loss_mask_T[2] ^= 1
+
+
+def move_mask(packs: list[Pack], _: ChatTokenizer) -> None:
+    """Every count stays as it was."""
+    mask_T = packs[0].loss_mask_T
+    mask_T[np.flatnonzero(mask_T)[0]] = 0
+    mask_T[2] = 1
 
 
 def put_tag_into_text(packs: list[Pack], tokenizer: ChatTokenizer) -> None:
@@ -124,14 +133,15 @@ def too_long(packs: list[Pack], _: ChatTokenizer) -> None:
 
 FORGERIES: dict[str, tuple[Callable[[list[Pack], ChatTokenizer], object], str]] = {
     "a flipped mask value": (flip_mask, "train pack 0: document .*wrong_turn_ends"),
+    "a moved mask value": (move_mask, "1 violations.*\n.*train pack 0: document .*wrong_turn_ends"),
     "a tag in the text": (put_tag_into_text, "train pack 0: document .*forged_control_token"),
     "a missing end": (remove_end, "train pack 0: document .*forged_control_token"),
     "loss on padding": (learn_padding, "the tail is not unsupervised padding"),
     "text in the tail": (text_in_the_tail, "the tail is not unsupervised padding"),
     "a moved border": (move_border, "forged_control_token"),
     "wrong counts": (miscount, "num_supervised is not the sum"),
-    "swapped documents": (swap_documents, "documents are not in exactly one pack"),
-    "a repeated pack": (repeat_a_pack, "documents are not in exactly one pack"),
+    "swapped documents": (swap_documents, "documents are not packed as often as the document table says"),
+    "a repeated pack": (repeat_a_pack, "documents are not packed as often as the document table says"),
     "an overfull pack": (too_long, "expected at most 64"),
 }
 
@@ -156,24 +166,87 @@ def test_the_forger_s_tool_changes_nothing_by_itself(make: Callable[..., Path]) 
     verify(folder)
 
 
-def test_a_wrong_document_table_is_refused(make: Callable[..., Path]) -> None:
-    folder = make()
+def retell(folder: Path, change: Callable[[DocumentTable], DocumentTable]) -> None:
+    """Rewrite the document table after a change, and the manifest so that every hash is true."""
     shards = Shards.open(folder)
-    table = replace(shards.documents, num_tokens=shards.documents.num_tokens + 1)
-    manifest = shards.manifest
+    manifest, table = shards.manifest, change(shards.documents)
     (folder / DOCUMENTS).unlink()
     write_documents(folder / DOCUMENTS, table)
     rehash(folder, manifest)
-    with pytest.raises(DataError, match="its counts differ"):
+
+
+def told_of_its_first_held_out(table: DocumentTable, column: str) -> DocumentTable:
+    """The table with a value of the first held-out document copied to the first one that is trained on."""
+    values = getattr(table, column).copy()
+    values[np.flatnonzero(~table.held_out)[0]] = values[np.flatnonzero(table.held_out)[0]]
+    return replace(table, **{column: values})
+
+
+WRONG_TABLES: dict[str, tuple[Callable[[DocumentTable], DocumentTable], str]] = {
+    "no change": (lambda table: table, ""),
+    "token counts": (lambda table: replace(table, num_tokens=table.num_tokens + 1), "its counts differ"),
+    "supervised counts": (lambda table: replace(table, num_supervised=table.num_supervised - 1), "its counts differ"),
+    "splits": (lambda table: replace(table, held_out=~table.held_out), "in the wrong split"),
+    "cut documents": (lambda table: replace(table, truncated=~table.truncated), "forged_control_token"),
+    "uses": (lambda table: replace(table, uses=table.uses + 1), "documents are not packed as often"),
+    "conversations": (
+        lambda table: told_of_its_first_held_out(table, "digest"),
+        "1 held-out documents have conversations that are in training as well",
+    ),
+    "first questions": (
+        lambda table: told_of_its_first_held_out(table, "group"),
+        "1 held-out documents have first questions that are in training as well",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "complaint"), WRONG_TABLES.values(), ids=WRONG_TABLES)
+def test_a_wrong_document_table_is_refused(
+    change: Callable[[DocumentTable], DocumentTable], complaint: str, make: Callable[..., Path]
+) -> None:
+    folder = make()
+    retell(folder, change)
+    if not complaint:
+        verify(folder)
+        return
+    with pytest.raises(DataError, match=complaint):
         verify(folder)
 
 
-def test_a_wrong_count_in_the_manifest_is_refused(make: Callable[..., Path]) -> None:
+COUNTS = [
+    *(("splits", "train", name) for name in ("tokens", "supervised_tokens", "documents", "density")),
+    *(("sources", "talks", name) for name in ("tokens", "supervised_tokens", "documents", "held_out_documents")),
+    ("sources", "talks", "rows_read"),
+]
+
+
+@pytest.mark.parametrize("place", COUNTS, ids="-".join)
+def test_a_wrong_count_in_the_manifest_is_refused(place: tuple[str, str, str], make: Callable[..., Path]) -> None:
     folder = make()
     manifest = Shards.open(folder).manifest
-    manifest["splits"]["train"]["supervised_tokens"] += 1
+    group, part, name = place
+    manifest[group][part][name] += 1
     rehash(folder, manifest)
-    with pytest.raises(DataError, match=r"supervised_tokens is .* in the manifest"):
+    with pytest.raises(DataError, match=rf"{part}: {name} is .* in the manifest"):
+        verify(folder)
+
+
+def test_a_wrong_count_of_reasons_in_the_manifest_is_refused(make: Callable[..., Path]) -> None:
+    folder = make()
+    manifest = Shards.open(folder).manifest
+    assert manifest["sources"]["talks"]["reasons"] == {"too_long": 1}
+    manifest["sources"]["talks"]["reasons"] = {"too_long": 2}
+    rehash(folder, manifest)
+    with pytest.raises(DataError, match="talks: reasons is"):
+        verify(folder)
+
+
+def test_another_tokenizer_than_the_manifest_s_is_refused(make: Callable[..., Path]) -> None:
+    folder = make()
+    manifest = Shards.open(folder).manifest
+    manifest["tokenizer"]["sha256"] = "0" * 64
+    rehash(folder, manifest)
+    with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer of the manifest"):
         verify(folder)
 
 
@@ -189,18 +262,7 @@ def test_a_document_twice_in_one_pack_is_refused(make: Callable[..., Path]) -> N
     lengths, doubled = np.array([length, length], np.uint16), np.array([document, document], np.uint32)
     ids[2 * length :], mask[2 * length :] = 1, 0
     write_one_valid_pack(shards, Pack(ids, mask, lengths, doubled, int(mask.sum())))
-    with pytest.raises(DataError, match="exactly one pack"):
-        verify(folder)
-
-
-def test_a_held_out_document_in_training_is_refused(make: Callable[..., Path]) -> None:
-    folder = make()
-    shards = Shards.open(folder)
-    manifest, table = shards.manifest, shards.documents
-    (folder / DOCUMENTS).unlink()
-    write_documents(folder / DOCUMENTS, replace(table, held_out=~table.held_out))
-    rehash(folder, manifest)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="1 documents are not packed as often as the document table says"):
         verify(folder)
 
 
@@ -210,5 +272,5 @@ def write_one_valid_pack(shards: Shards, pack: Pack) -> None:
     (shard,) = facts["shards"]
     facts["supervised_tokens"] = pack.num_supervised
     (shards.folder / shard["file"]).unlink()
-    write_shard(shards.folder / shard["file"], [pack])
+    write_shard(shards.folder / shard["file"], laid([pack]))
     rehash(shards.folder, manifest)

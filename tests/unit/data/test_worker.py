@@ -1,4 +1,4 @@
-"""A chunk of raw rows becomes documents; every row is a document, a skipped row or a rejected one."""
+"""A unit of raw rows becomes documents; every row is a document, a skipped row or a rejected one."""
 
 import hashlib
 import json
@@ -14,7 +14,9 @@ from sft.chat.conversation import Conversation, Message, Reason
 from sft.chat.template import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig
-from sft.data.worker import Chunk, ChunkResult, Worker, digest, layout, system_text
+from sft.data.minhash import NUM_BANDS, signature
+from sft.data.unit import DOCUMENT_FIELDS, Unit, UnitResult
+from sft.data.worker import Worker, layout, needs_signatures, system_text
 
 WORDS = ["How many apples?", "Four apples are left."]
 
@@ -44,17 +46,18 @@ def config(write_mixture: Callable[..., Any]) -> BuildConfig:
 
 
 @pytest.fixture
-def run(config: BuildConfig, tmp_path: Path) -> Callable[..., ChunkResult]:
+def run(config: BuildConfig, tmp_path: Path) -> Callable[..., UnitResult]:
     """Runs rows of the source `talks` with some of its settings replaced."""
 
-    def run(rows: list[tuple[int, Any]], file: str = "talks.jsonl", **changes: Any) -> ChunkResult:
+    def run(rows: list[tuple[int, Any]], file: str = "talks.jsonl", **changes: Any) -> UnitResult:
         source = replace(config.sources["talks"], **changes)
-        return Worker(replace(config, sources={"talks": source}), tmp_path / "recipes").run(Chunk("talks", file, rows))
+        worker = Worker(replace(config, sources={"talks": source}), tmp_path / "recipes")
+        return worker.run(Unit("talks", file, rows, "unit"))
 
     return run
 
 
-def test_every_row_is_kept_or_rejected_with_its_reason(run: Callable[..., ChunkResult]) -> None:
+def test_every_row_is_kept_or_rejected_with_its_reason(run: Callable[..., UnitResult]) -> None:
     result = run(ROWS)
     assert (result.source, result.file, result.num_rows, result.num_skipped) == ("talks", "talks.jsonl", 10, 0)
     assert [(item.row, item.piece, item.reason) for item in result.rejected] == [
@@ -72,9 +75,35 @@ def test_every_row_is_kept_or_rejected_with_its_reason(run: Callable[..., ChunkR
     assert [piece for row_, piece in pieces if row_ == 9] == list(range(len(pieces) - 3))
     assert len(pieces) > 4
     assert result.num_truncated == 0
+    assert not result.documents["truncated"].any()
 
 
-def test_documents_lie_end_to_end_in_row_order(run: Callable[..., ChunkResult], tokenizer: ChatTokenizer) -> None:
+def test_a_piece_knows_which_exchange_of_its_conversation_it_begins_with(
+    run: Callable[..., UnitResult], tokenizer: ChatTokenizer
+) -> None:
+    result = run([(9, row("a" * 30, "b" * 20, "and?", "c" * 20, "more?", "d" * 20)), ROWS[-1]])
+    questions = {9: ["a" * 30, "and?", "more?"], 11: ["x", "z" * 300, "last?"]}
+    ends = np.cumsum(result.documents["num_tokens"])
+    firsts = []
+    for record, end in zip(result.documents, ends, strict=True):
+        (text,) = tokenizer.decode([result.ids[end - record["num_tokens"] : end]])
+        first = text.split("<|USER|>")[1].split("<|ASSISTANT|>")[0]
+        assert questions[int(record["row"])][int(record["first_turn"])] == first
+        firsts.append((int(record["row"]), int(record["first_turn"])))
+    assert firsts[-2:] == [(11, 0), (11, 2)]
+    assert len(firsts) > 3
+
+
+def test_pieces_of_a_conversation_share_its_digests(run: Callable[..., UnitResult]) -> None:
+    documents = run([*ROWS, (12, row("x", "another answer"))]).documents
+    same = documents[documents["row"] == 11]
+    assert len(set(same["digest"].tolist())) == len(set(same["group"].tolist())) == 1 < len(same)
+    for name, differ in (("digest", True), ("group", False)):
+        assert (documents[name][-1] != same[name][0]) == differ
+    assert len(set(documents["group"].tolist())) == 3
+
+
+def test_documents_lie_end_to_end_in_row_order(run: Callable[..., UnitResult], tokenizer: ChatTokenizer) -> None:
     result = run(ROWS)
     ends = np.cumsum(result.documents["num_tokens"])
     assert ends[-1] == len(result.ids) == len(result.loss_mask)
@@ -90,7 +119,16 @@ def test_documents_lie_end_to_end_in_row_order(run: Callable[..., ChunkResult], 
     assert text == f"<|SYSTEM|>Answer shortly.<|USER|>{WORDS[0]}<|ASSISTANT|>{WORDS[1]}<|endoftext|>"
 
 
-def test_an_excerpt_of_a_rejected_row_is_kept(run: Callable[..., ChunkResult]) -> None:
+def test_a_conversation_of_very_many_exchanges_stops_no_build(config: BuildConfig, tmp_path: Path) -> None:
+    rows = [(0, row(*["a", "b"] * 70_000)), (1, row(*WORDS))]
+    result = Worker(replace(config, seq_len=4096), tmp_path / "recipes").run(Unit("talks", "t.jsonl", rows, "unit"))
+    documents = result.documents[result.documents["row"] == 0]
+    assert len(documents) > 60 or [item.row for item in result.rejected] == [0]
+    assert (np.diff(documents["first_turn"].astype(np.int64)) > 0).all()
+    assert result.documents["row"][-1] == 1
+
+
+def test_an_excerpt_of_a_rejected_row_is_kept(run: Callable[..., UnitResult]) -> None:
     found = {item.row: item.excerpt for item in run(ROWS).rejected}
     assert found[2] == '{"turns": '
     assert found[4] == '{"turns": ["a", "\ufffd"]}'
@@ -98,15 +136,26 @@ def test_an_excerpt_of_a_rejected_row_is_kept(run: Callable[..., ChunkResult]) -
     assert found[11] == "x"
 
 
-def test_a_long_exchange_is_cut_if_the_recipe_says_so(
-    run: Callable[..., ChunkResult], tokenizer: ChatTokenizer
-) -> None:
+def test_a_long_exchange_is_cut_if_the_recipe_says_so(run: Callable[..., UnitResult], tokenizer: ChatTokenizer) -> None:
     result = run([(3, row("a", "word " * 200))], too_long="truncate")
     assert (result.num_truncated, len(result.ids), result.rejected) == (1, SEQ_LEN, [])
     assert result.ids[-1] != tokenizer.end_id
+    assert result.documents["truncated"].tolist() == [True]
 
 
-def test_rows_in_another_language_are_rejected(run: Callable[..., ChunkResult]) -> None:
+def test_a_row_of_more_bytes_than_allowed_is_rejected_unread(config: BuildConfig, tmp_path: Path) -> None:
+    limited = Worker(replace(config, max_row_bytes=60), tmp_path / "recipes")
+    largest = row("q", "a" * 40)
+    assert len(largest) == 60
+    result = limited.run(Unit("talks", "t.jsonl", [(0, largest), (1, largest + b" "), (2, b"{" * 61)], "unit"))
+    assert result.documents["row"].tolist() == [0]
+    assert [(item.row, item.reason) for item in result.rejected] == [
+        (1, Reason.ROW_TOO_LARGE),
+        (2, Reason.ROW_TOO_LARGE),
+    ]
+
+
+def test_rows_in_another_language_are_rejected(run: Callable[..., UnitResult]) -> None:
     german = row("Wie ziehe ich Tomaten auf dem Balkon?", "Wähle einen sonnigen Platz und gieße jeden Morgen.")
     english = row("How do I grow tomatoes on a balcony?", "Choose a sunny place and water them every morning.")
     result = run([(0, german), (1, english)], language="en", too_long="truncate")
@@ -115,25 +164,57 @@ def test_rows_in_another_language_are_rejected(run: Callable[..., ChunkResult]) 
     ]
 
 
-def test_a_chunk_without_rows_or_documents_is_empty(run: Callable[..., ChunkResult]) -> None:
+def test_a_unit_without_rows_or_documents_is_empty(run: Callable[..., UnitResult]) -> None:
     for rows in ([], [(0, b"")]):
         result = run(rows)
         assert (result.num_rows, len(result.ids), len(result.loss_mask), len(result.documents)) == (len(rows), 0, 0, 0)
-        assert (result.ids.dtype, result.documents.dtype.names[0]) == (np.uint16, "row")
+        assert (result.ids.dtype, result.loss_mask.dtype) == (np.uint16, np.uint8)
+        assert (result.documents.dtype, result.bands.shape) == (DOCUMENT_FIELDS, (0, NUM_BANDS))
 
 
-def test_how_rows_are_chunked_does_not_matter(run: Callable[..., ChunkResult]) -> None:
+def test_how_rows_are_cut_into_units_does_not_matter(run: Callable[..., UnitResult]) -> None:
     whole, parts = run(ROWS), [run(ROWS[:3]), run(ROWS[3:9]), run(ROWS[9:])]
     assert whole.ids.tolist() == [token for part in parts for token in part.ids.tolist()]
     assert whole.documents.tolist() == [record for part in parts for record in part.documents.tolist()]
     assert whole.rejected == [item for part in parts for item in part.rejected]
 
 
+# ------------------------------------------------------------------------------------------------ stages
+
+
+def test_what_a_stage_changed_is_counted(run: Callable[..., UnitResult], tokenizer: ChatTokenizer) -> None:
+    garbled = "Grüße aus Köln, ça va?".encode().decode("latin-1")
+    result = run([(0, row("How are you?", garbled)), (1, row(*WORDS))])
+    assert result.changed == {"repair": 1}
+    assert "Grüße aus Köln" in tokenizer.decode([result.ids])[0]
+    kept = run([(0, row("How are you?", garbled))], repair=False)
+    assert kept.changed == {}
+    assert garbled in tokenizer.decode([kept.ids])[0]
+
+
+def test_every_conversation_that_has_documents_is_signed_if_near_duplicates_are_searched(
+    run: Callable[..., UnitResult],
+) -> None:
+    assert run(ROWS).bands.shape == (0, NUM_BANDS)
+    result = run(ROWS, near_duplicates=0.8)
+    conversations = [WORDS, [text for _, raw in ROWS[-2:-1] for text in json.loads(raw)["turns"]]]
+    conversations.append(json.loads(ROWS[-1][1])["turns"])
+    assert result.bands.tolist() == [np.asarray(signature(turns)).tolist() for turns in conversations]
+    assert len(result.bands) == len(set(result.documents["row"].tolist()))
+
+
+def test_one_source_that_is_searched_has_all_signed(config: BuildConfig) -> None:
+    source = config.sources["talks"]
+    searched = replace(source, near_duplicates=0.9)
+    assert not needs_signatures(replace(config, sources={"one": source, "two": source}))
+    assert needs_signatures(replace(config, sources={"one": source, "two": searched}))
+
+
 # ------------------------------------------------------------------------------------------------ weight
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
-def test_a_share_of_the_rows_is_used(weight: float, run: Callable[..., ChunkResult]) -> None:
+def test_a_share_of_the_rows_is_used(weight: float, run: Callable[..., UnitResult]) -> None:
     rows = distinct_rows(2000)
     result = run(rows, weight=weight)
     assert result.num_skipped + len(result.documents) == 2000
@@ -141,13 +222,13 @@ def test_a_share_of_the_rows_is_used(weight: float, run: Callable[..., ChunkResu
     assert run(rows, weight=weight).documents["row"].tolist() == result.documents["row"].tolist()
 
 
-def test_a_smaller_share_is_part_of_a_larger_one(run: Callable[..., ChunkResult]) -> None:
+def test_a_smaller_share_is_part_of_a_larger_one(run: Callable[..., UnitResult]) -> None:
     rows = distinct_rows(300)
     small, large = (set(run(rows, weight=weight).documents["row"].tolist()) for weight in (0.2, 0.6))
     assert small < large
 
 
-def test_the_chosen_rows_are_a_matter_of_their_content_alone(run: Callable[..., ChunkResult]) -> None:
+def test_the_chosen_rows_are_a_matter_of_their_content_alone(run: Callable[..., UnitResult]) -> None:
     rows = distinct_rows(100)
     moved = [(number + 7, content) for number, content in rows]
     first = run(rows, file="a.json", weight=0.5).documents["row"]
@@ -155,14 +236,35 @@ def test_the_chosen_rows_are_a_matter_of_their_content_alone(run: Callable[..., 
     assert (second - first).tolist() == [7] * len(first)
 
 
-def test_the_chosen_rows_never_change(run: Callable[..., ChunkResult]) -> None:
+def test_the_chosen_rows_never_change(run: Callable[..., UnitResult]) -> None:
     rows = distinct_rows(40)
-    wanted = [number for number, content in rows if content_key(content) < 2**62]
+    wanted = [number for number, content in rows if question_key(content) < 2**62]
     assert 0 < len(wanted) < 40
     assert run(rows, weight=0.25).documents["row"].tolist() == wanted
 
 
-def test_an_unreadable_row_is_told_whatever_the_weight(run: Callable[..., ChunkResult]) -> None:
+def test_another_seed_chooses_other_rows(config: BuildConfig, tmp_path: Path) -> None:
+    source = {"talks": replace(config.sources["talks"], weight=0.5)}
+    first, second = (
+        set(
+            Worker(replace(config, seed=seed, sources=source), tmp_path / "recipes")
+            .run(Unit("talks", "t.jsonl", distinct_rows(400), "unit"))
+            .documents["row"]
+            .tolist()
+        )
+        for seed in (0, 1)
+    )
+    assert 60 < len(first & second) < 140  # 100 by chance
+
+
+def test_rows_that_open_alike_are_chosen_together(run: Callable[..., UnitResult]) -> None:
+    rows = [(2 * n + k, row(f"{WORDS[0]} {n}", f"answer {k}")) for n in range(50) for k in (0, 1)]
+    found = run(rows, weight=0.5).documents["row"]
+    assert 20 < len(found) < 80
+    assert found[::2].tolist() == (found[1::2] - 1).tolist()
+
+
+def test_an_unreadable_row_is_told_whatever_the_weight(run: Callable[..., UnitResult]) -> None:
     result = run([(number, b"broken") for number in range(100)], weight=0.3)
     assert (result.num_skipped, len(result.rejected)) == (0, 100)
 
@@ -172,10 +274,10 @@ def distinct_rows(count: int) -> list[tuple[int, bytes]]:
     return [(number, row(f"{question} {number}", answer)) for number in range(count)]
 
 
-def content_key(content: bytes) -> int:
-    """The first 64 bits of the hash of a row's values in sorted order."""
-    text = json.dumps(json.loads(content), sort_keys=True)
-    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16)
+def question_key(content: bytes) -> int:
+    """The first 64 bits of the hash of a row's first question, scattered by the multiplier of seed 0."""
+    question = json.loads(content)["turns"][0].casefold()
+    return int(hashlib.sha256(question.encode()).hexdigest()[:16], 16) * 0x9E3779B97F4A7C15 % 2**64
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -184,13 +286,6 @@ def content_key(content: bytes) -> int:
 def talk(*texts: str, system: str | None = None) -> Conversation:
     messages = tuple(Message("assistant" if n % 2 else "user", text) for n, text in enumerate(texts))
     return Conversation(messages, system)
-
-
-def test_the_digest_is_that_of_the_turns() -> None:
-    assert digest(talk("a", "b")) == digest(talk("a", "b", system="S"))
-    others = [("a", "c"), ("b", "a"), ("a", "b", "c", "d"), ('a", "b', "c"), ("a ", "b")]
-    assert len({digest(talk(*texts)) for texts in [("a", "b"), *others]}) == 6
-    assert digest(talk("a", "b")) == int(hashlib.sha256(b'["a", "b"]').hexdigest()[:16], 16)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +322,7 @@ BROKEN_RECIPES = {
 
 
 @pytest.mark.parametrize("code", BROKEN_RECIPES.values(), ids=BROKEN_RECIPES)
-def test_a_recipe_that_fails_is_named_with_its_row(code: str, run: Callable[..., ChunkResult], tmp_path: Path) -> None:
+def test_a_recipe_that_fails_is_named_with_its_row(code: str, run: Callable[..., UnitResult], tmp_path: Path) -> None:
     (tmp_path / "recipes" / "talks" / "convert.py").write_text(code)
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run([(17, row(*WORDS))])

@@ -16,12 +16,12 @@ HOLDER = """
 import sys
 from pathlib import Path
 from sft.storage.lease import lease
-with lease(Path(sys.argv[1])):
+with lease(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     sys.stdin.readline()
 """
 
-Hold = Callable[[Path], "subprocess.Popen[str]"]
+Hold = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def hold() -> Iterator[Hold]:
     """Starts another process that holds a lease until it reads a line or dies."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(path: Path) -> "subprocess.Popen[str]":
+    def start(path: Path, how: str = "alone") -> "subprocess.Popen[str]":
         holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(path)],
+            [sys.executable, "-c", HOLDER, str(path), how],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -54,6 +54,46 @@ def test_a_second_process_is_refused_and_told_who_holds_it(hold: Hold, tmp_path:
     with pytest.raises(StorageError, match=message) as caught, lease(tmp_path / "run" / ".lock"):
         pytest.fail("held twice")
     assert str(tmp_path / "run") in str(caught.value)
+
+
+def test_several_processes_hold_a_lease_together_if_each_asks_for_a_shared_one(hold: Hold, tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    hold(path, "shared")
+    hold(path, "shared")
+    with lease(path, shared=True):
+        pass
+    with pytest.raises(StorageError, match="in use by process"), lease(path):
+        pytest.fail("held alone beside others")
+
+
+def test_a_shared_lease_is_refused_beside_one_that_is_not(hold: Hold, tmp_path: Path) -> None:
+    holder = hold(tmp_path / ".lock")
+    with (
+        pytest.raises(StorageError, match=f"in use by process {holder.pid}"),
+        lease(tmp_path / ".lock", shared=True),
+    ):
+        pytest.fail("held beside another")
+
+
+def test_a_shared_lease_is_free_when_the_last_holder_ends(hold: Hold, tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    for holder in [hold(path, "shared"), hold(path, "shared")]:
+        with pytest.raises(StorageError, match="in use"), lease(path):
+            pytest.fail("held alone beside others")
+        holder.kill()
+        holder.wait()
+    with lease(path):
+        pass
+
+
+def test_a_lease_that_guards_another_folder_names_that(hold: Hold, tmp_path: Path) -> None:
+    hold(tmp_path / ".shards.lock")
+    with (
+        pytest.raises(StorageError, match="in use by process") as caught,
+        lease(tmp_path / ".shards.lock", of=tmp_path / "shards"),
+    ):
+        pytest.fail("held twice")
+    assert str(caught.value).startswith(f"{tmp_path / 'shards'}: ")
 
 
 def test_a_lease_is_free_when_its_block_ends(hold: Hold, tmp_path: Path) -> None:

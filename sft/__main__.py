@@ -1,0 +1,8 @@
+"""`python -m sft` is the command `sft`, for launchers that start modules."""
+
+import sys
+
+from sft.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Everything that decides the bytes of a build, and whether a folder holds that build already."""
+
+import dataclasses
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft.chat.tokenizer import ChatTokenizer
+from sft.config import BuildConfig
+from sft.data.recipes import recipe_digests
+from sft.data.shards import Shards, token_type
+from sft.data.sources import SourceFile
+from sft.errors import ConfigError, DataError
+from sft.storage.manifest import file_sha256, text_sha256
+from sft.version import VERSION
+
+# Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
+_NOT_CONTENT = {
+    *("sources_dir", "tokenizer", "out", "workers", "sources", "evaluation_files"),
+    *("tokenizer_backend", "tokenizer_check_share"),
+}
+# Packages whose version may decide a byte.
+_LIBRARIES = (
+    *("backports.zstd", "beautifulsoup4", "datasets", "ftfy", "jinja2", "markdownify", "markupsafe", "msgspec"),
+    *("numpy", "py3langid", "pyarrow", "tokenizers"),
+)
+_CODE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that decides the bytes of a build."""
+
+    config: BuildConfig
+    recipes: Path
+    tokenizer: ChatTokenizer
+    files: dict[str, list[SourceFile]]
+
+    @property
+    def source_names(self) -> list[str]:
+        return list(self.files)
+
+    @property
+    def file_names(self) -> list[str]:
+        return sorted({file.name for group in self.files.values() for file in group})
+
+    @property
+    def id_type(self) -> type[np.uint16] | type[np.uint32]:
+        """The integer type of the token ids."""
+        return token_type(self.tokenizer.num_ids)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The inputs as the manifest records them."""
+        settings = dataclasses.asdict(self.config)
+        return {
+            "version": VERSION,
+            "made_with": made_with(),
+            "name": self.config.name,
+            "settings": {key: value for key, value in settings.items() if key not in _NOT_CONTENT},
+            "evaluation_files": [
+                {"name": Path(file).name, "sha256": file_sha256(Path(file))} for file in self.config.evaluation_files
+            ],
+            "tokenizer": {"sha256": self.tokenizer.sha256, "num_ids": self.tokenizer.num_ids},
+            "sources": {
+                name: {
+                    **dataclasses.asdict(self.config.sources[name]),
+                    "recipe": recipe_digests(self.recipes / name),
+                    "raw_files": [{"name": f.name, "bytes": f.num_bytes, "sha256": f.sha256} for f in group],
+                }
+                for name, group in self.files.items()
+            },
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for builds that must come out equal."""
+        return _digest(self.facts)
+
+    def unit_digest(self, source: str, file: SourceFile) -> str:
+        """Equal for rows of which the same documents must come, whatever the other sources are."""
+        others = {key: value for key, value in self.facts.items() if key not in ("name", "sources")}
+        mine = {key: value for key, value in self.facts["sources"][source].items() if key != "raw_files"}
+        near = any(item.near_duplicates is not None for item in self.config.sources.values())
+        return _digest([others, source, mine, near, file.name, file.sha256])
+
+
+def _digest(facts: Any) -> str:
+    return text_sha256(json.dumps(facts, sort_keys=True))
+
+
+def made_with() -> dict[str, str]:
+    """Versions of everything that decides bytes, this program's own code included."""
+    code = "".join(
+        f"{path.relative_to(_CODE)} {file_sha256(path)}\n"
+        for part in ("chat", "data")
+        for path in sorted((_CODE / part).rglob("*"))
+        if path.suffix in (".py", ".html")
+    )
+    return {"code_sha256": text_sha256(code), **{name: _version(name) for name in _LIBRARIES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def published(out: Path, inputs: Inputs) -> Shards | None:
+    """The finished build of these inputs, or None if the folder is free.
+
+    Raises: ConfigError if the folder holds anything else.
+    """
+    wanted = inputs.digest  # taken now: the recipes on disk may change while the build runs
+    if not out.exists():
+        return None
+    try:
+        shards = Shards.open(out, check_hashes=False)
+    except DataError as error:
+        raise ConfigError(f"exists and is no whole build ({error.what})", on=out, hint="name another out=…") from error
+    if shards.manifest["inputs_digest"] != wanted:
+        raise ConfigError(
+            "holds another build: its sources, recipes, settings or tokenizer differ", on=out, hint="name another out=…"
+        )
+    return shards

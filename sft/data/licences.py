@@ -1,0 +1,128 @@
+"""What the licences of a mixture's sources ask for, alone and together: a summary for people, not legal advice."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a licence allows and asks for."""
+
+    commercial: bool
+    attribution: bool
+    share_alike: bool = False
+    adaptations: bool = True
+    """Changed copies may be passed on."""
+
+
+_CREATIVE_COMMONS = re.compile(r"cc-by(-nc)?(-sa|-nd)?-\d\.\d(-[a-z]+)?")
+_VERSION = re.compile(r"-\d.*")
+_FREE, _NOTICE = Terms(commercial=True, attribution=False), Terms(commercial=True, attribution=True)
+_SHARE_ALIKE = Terms(commercial=True, attribution=True, share_alike=True)
+_KNOWN = {
+    **dict.fromkeys(("cc0-1.0", "cc-pddc", "pddl-1.0", "unlicense", "mit-0", "0bsd"), _FREE),
+    **dict.fromkeys(("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "isc", "zlib"), _NOTICE),
+    **dict.fromkeys(("odc-by-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0"), _NOTICE),
+    **dict.fromkeys(("odbl-1.0", "cdla-sharing-1.0"), _SHARE_ALIKE),
+}
+_NOT_STATED = {"", "none", "none stated", "not stated", "unknown", "other"}
+
+
+@dataclass(frozen=True)
+class SourceLicence:
+    """The licence of one source."""
+
+    source: str
+    licence: str
+    terms: Terms | None
+    """None if no licence is stated, or one that is not known here."""
+    commercial: bool
+    """Both the licence and the recipe allow commercial use."""
+    note: str
+    """What to be careful about, empty if nothing."""
+
+
+@dataclass(frozen=True)
+class Consequence:
+    """One thing to keep to when using the whole mixture."""
+
+    title: str
+    text: str
+    is_warning: bool = False
+
+
+def terms(licence: str) -> Terms | None:
+    """What a licence asks for, by its SPDX identifier in any case; None if it is not known here."""
+    name = licence.strip().lower()
+    if parts := _CREATIVE_COMMONS.fullmatch(name):
+        return Terms(parts[1] is None, attribution=True, share_alike=parts[2] == "-sa", adaptations=parts[2] != "-nd")
+    return _KNOWN.get(name)
+
+
+def source_licences(sources: Mapping[str, Mapping[str, Any]]) -> list[SourceLicence]:
+    """The licence of every source of a manifest, the recipe's own word on commercial use taken into account."""
+    return [_judged(name, str(facts["licence"]), bool(facts["commercial"])) for name, facts in sources.items()]
+
+
+def consequences(licences: Sequence[SourceLicence]) -> list[Consequence]:
+    """What the licences imply together, the question of commercial use first."""
+    barred = [item.source for item in licences if not item.commercial]
+    first = (
+        Consequence(
+            "Not for commercial use",
+            f"{', '.join(barred)}. The strictest condition holds for the whole mixture; "
+            "treat a model trained on it likewise.",
+            is_warning=True,
+        )
+        if barred
+        else Consequence("Commercial use is allowed", "every source allows it, under its own conditions.")
+    )
+    return [first, *_conditions(licences)]
+
+
+def _judged(source: str, licence: str, says_commercial: bool) -> SourceLicence:
+    found = terms(licence)
+    commercial = says_commercial and found is not None and found.commercial
+    note = ""
+    if found is None:
+        stated = licence.strip().lower() not in _NOT_STATED
+        note = "not a licence known here" if stated else "no licence is stated"
+        note += ", treated as restricted" + (" though the recipe allows commercial use" if says_commercial else "")
+    elif found.commercial != says_commercial:
+        strict, loose = ("licence", "recipe") if says_commercial else ("recipe", "licence")
+        note = f"the {strict} does not allow commercial use, though the {loose} does"
+    return SourceLicence(source, licence, found, commercial, note)
+
+
+def _conditions(licences: Sequence[SourceLicence]) -> Iterator[Consequence]:
+    unknown = [item.source for item in licences if item.terms is None]
+    known = [(item, item.terms) for item in licences if item.terms]
+    if unknown:
+        yield Consequence(
+            "No known licence",
+            f"{', '.join(unknown)}. Nobody gave a known permission to use these rows or pass them on.",
+            is_warning=True,
+        )
+    if fixed := [item.source for item, asked in known if not asked.adaptations]:
+        text = f"{', '.join(fixed)}. Changed copies must not be passed on, and these tokens are one."
+        yield Consequence("No derivatives", text, is_warning=True)
+    if credited := [item.source for item, asked in known if asked.attribution]:
+        yield Consequence("Attribution", f"name the authors of {', '.join(credited)}, and their licences.")
+    shared = {item.source: item.licence for item, asked in known if asked.share_alike}
+    if shared:
+        rows = ", ".join(f"{source} ({licence})" for source, licence in shared.items())
+        yield Consequence("Share-alike", f"pass on rows of {rows}, changed ones too, under the same licence only.")
+    if _conflict([asked for _, asked in known], set(shared.values()), bool(unknown)):
+        text = "no single licence fits the whole mixture: pass it on only with each source under its own."
+        yield Consequence("Conflicting conditions", text, is_warning=True)
+
+
+def _conflict(known: Sequence[Terms], share_alike: set[str], has_unknown: bool) -> bool:
+    """Whether a share-alike licence, which bears no further condition on top of it, meets one that it does not have."""
+    is_open = any(asked.share_alike and asked.commercial for asked in known)
+    is_barred = has_unknown or not all(asked.commercial for asked in known)
+    # Later versions of one licence take in the rows under earlier ones.
+    families = {_VERSION.sub("", licence.lower()) for licence in share_alike}
+    return len(families) > 1 or (is_open and is_barred)

@@ -1,0 +1,55 @@
+"""Equal conversations have equal digests, and those that open alike are of one group."""
+
+import hashlib
+from itertools import combinations
+
+import pytest
+
+from sft.chat.conversation import Conversation, Message
+from sft.data.digests import digest, group_digest
+
+
+def talk(*texts: str, system: str | None = None) -> Conversation:
+    messages = tuple(Message("assistant" if n % 2 else "user", text) for n, text in enumerate(texts))
+    return Conversation(messages, system)
+
+
+def of_sha256(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16)
+
+
+def test_the_digest_is_that_of_the_turns() -> None:
+    assert digest(talk("a", "b")) == digest(talk("a", "b", system="S"))
+    others = [("a", "c"), ("b", "a"), ("a", "b", "c", "d"), ('a", "b', "c"), ("a ", "b"), ("A", "b"), ("a1:b", "c")]
+    assert len({digest(talk(*texts)) for texts in [("a", "b"), *others]}) == 8
+    assert digest(talk("a", "b")) == of_sha256("1:a1:b")
+    assert digest(talk("ä", "你好")) == of_sha256("2:ä6:你好")
+
+
+def test_two_spellings_of_one_letter_are_one_turn() -> None:
+    composed, decomposed = "Gr\u00fc\u00dfe", "Gru\u0308\u00dfe"
+    assert digest(talk(composed, "b")) == digest(talk(decomposed, "b"))
+    assert digest(talk("a", composed)) == digest(talk("a", decomposed))
+    assert group_digest(talk(composed, "b")) == group_digest(talk(decomposed, "b"))
+
+
+ALIKE = ["How are you?", "how ARE you?", " How\n are\tyou? ", "How\u00a0are\u2003you?", "HOW ARE YOU?"]
+OTHERS = ["Howare you?", "How are you", "How are you??", "Who are you?", "how are you? how are you?"]
+
+
+@pytest.mark.parametrize("opening", ALIKE)
+def test_a_group_sees_neither_case_nor_white_space_nor_what_follows(opening: str) -> None:
+    found = group_digest(talk(opening, "Fine.", "And now?", "Fine.", system="S"))
+    assert found == group_digest(talk("How are you?", "b")) == of_sha256("how are you?")
+
+
+def test_other_questions_are_other_groups() -> None:
+    found = [group_digest(talk(opening, "b")) for opening in [ALIKE[0], *OTHERS]]
+    assert all(one != other for one, other in combinations(found, 2))
+
+
+def test_half_a_character_has_a_digest() -> None:
+    """No converted row holds one, but a digest must not be what fails."""
+    half, other = (talk(text, "b") for text in ("a\ud83d", "a\ud83e"))
+    assert digest(half) != digest(other)
+    assert group_digest(half) != group_digest(other)
