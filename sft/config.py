@@ -175,6 +175,12 @@ class BuildConfig:
             yield f"valid_share={self.valid_share}: expected 0 up to 0.5"
         if self.valid_conversations is not None:
             yield from _at_least(self, 1, "valid_conversations")
+        else:
+            for name, source in self.sources.items():
+                if source.weight <= self.valid_share:
+                    yield f"sources.{name}.weight={source.weight}: expected more than valid_share={self.valid_share}"
+        if not 0 <= self.seed < 1 << 63:
+            yield f"seed={self.seed}: expected 0 up to 2^63"
         yield from _share(self, "tokenizer_check_share")
         yield from _at_least(self, 1, "packs_per_shard", "max_row_bytes")
         yield from _at_least(self, 5, "evaluation_ngram_words")

@@ -152,12 +152,18 @@ class ChatTokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes that each id spells; a character may be spread over several ids."""
+        """The bytes that each id spells; a character may be spread over several ids.
+
+        Raises: ConfigError if the vocabulary is not byte-level.
+        """
         added = self._tokenizer.get_added_tokens_decoder()
-        return [
-            added[token_id].content.encode() if token_id in added else _spelt(self.name(token_id))
-            for token_id in range(self.num_ids)
-        ]
+        try:
+            return [
+                added[token_id].content.encode() if token_id in added else _spelt(self.name(token_id))
+                for token_id in range(self.num_ids)
+            ]
+        except KeyError as error:
+            raise ConfigError(f"tokenizer: its vocabulary is not byte-level, it holds {error}") from error
 
     def spell(self, ids: NDArray[Any]) -> bytes:
         """The bytes of a run of ids: what `decode` gives as text, without its look at whole characters."""

@@ -15,6 +15,7 @@ from sft.data.lock import require_locked
 from sft.data.pool import run_units
 from sft.data.publish import publish_build, quarantined, write_lines
 from sft.data.recipes import load_converter
+from sft.data.rows import row_size
 from sft.data.shards import QUARANTINE, Shards
 from sft.data.sources import RawRow, SourceFile, find_files, identify, read_rows, require_unchanged
 from sft.data.unit import Unit, UnitFile
@@ -63,10 +64,10 @@ def build(config: BuildConfig, recipes: Path) -> Shards:
     out = Path(config.out)
     inputs = collect_inputs(config, recipes)
     with lease(_lock(out), out):
-        existing = published(out, inputs)
+        existing, work = published(out, inputs), _work(out)
         if existing is not None:
+            shutil.rmtree(work, ignore_errors=True)  # left by a build that was killed after its last step
             return existing
-        work = _work(out)
         units, counts = _run(inputs, work)
         with staged(out) as folder:
             publish_build(folder, inputs, counts, units)
@@ -168,7 +169,8 @@ def _with_quarantine(error: DataError, work: Path, units: list[UnitFile]) -> Dat
     if not units:
         return error
     write_lines(work / QUARANTINE, quarantined(units))
-    return DataError(error.what, on=error.on, hint=f"{error.hint}; every dropped row is in {work / QUARANTINE}")
+    hints = [error.hint] if error.hint else []
+    return DataError(error.what, on=error.on, hint="; ".join([*hints, f"every dropped row is in {work / QUARANTINE}"]))
 
 
 def _finished(inputs: Inputs, work: Path, units: Iterator[Unit]) -> Iterator[UnitFile]:
@@ -200,20 +202,9 @@ def _batches(rows: Iterator[tuple[int, RawRow]]) -> Iterator[list[tuple[int, Raw
     num_bytes = 0
     for number, row in rows:
         batch.append((number, row))
-        num_bytes += _size(row)
+        num_bytes += row_size(row)
         if len(batch) == ROWS_PER_UNIT or num_bytes >= BYTES_PER_UNIT:
             yield batch
             batch, num_bytes = [], 0
     if batch:
         yield batch
-
-
-def _size(value: object) -> int:
-    """About how many bytes a row holds."""
-    if isinstance(value, bytes | str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    if isinstance(value, list):
-        return sum(map(_size, value))
-    return 8

@@ -17,10 +17,23 @@ _DECODE = msgspec.json.Decoder().decode
 def parse(raw: RawRow, max_bytes: int = MAX_ROW_BYTES) -> Mapping[str, Any] | Drop:
     """A raw row as a mapping, or why it is none."""
     if isinstance(raw, bytes):
-        if len(raw) > max_bytes:
-            return Drop(Reason.ROW_TOO_LARGE, f"more than {max_bytes:,} bytes")
-        return _parse_line(raw)
-    return _checked(raw)
+        too_large = len(raw) > max_bytes and len(raw.rstrip(b"\r\n")) > max_bytes
+    else:
+        too_large = row_size(raw) > max_bytes
+    if too_large:
+        return Drop(Reason.ROW_TOO_LARGE, f"more than {max_bytes:,} bytes")
+    return _parse_line(raw) if isinstance(raw, bytes) else _checked(raw)
+
+
+def row_size(value: object) -> int:
+    """About how many bytes a row holds."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(row_size, value.values()))
+    if isinstance(value, list):
+        return sum(map(row_size, value))
+    return 8
 
 
 def excerpt(raw: RawRow) -> str:

@@ -106,7 +106,7 @@ def read_rows(path: Path, max_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int,
     try:
         for row, value in _rows(path, max_bytes):
             yield row, value
-    except (EOFError, OSError, zlib.error, zstd.ZstdError, ValueError) as error:
+    except (EOFError, OSError, zlib.error, zstd.ZstdError, ValueError, RecursionError) as error:
         place = "before the first row" if row < 0 else f"after row {row}"
         raise DataError(
             f"damaged or cut short {place}: {error}", on=path, hint="download it again and compare its size"
@@ -123,7 +123,11 @@ def _rows(path: Path, max_bytes: int) -> Iterator[tuple[int, RawRow]]:
         if is_array:
             yield from enumerate(array_items(stream))
         else:
-            yield from ((number, line) for number, line in enumerate(_lines(stream, max_bytes)) if line.strip())
+            yield from (
+                (number, line)
+                for number, line in enumerate(_lines(stream, max_bytes))
+                if len(line) > max_bytes or line.strip()
+            )
 
 
 def _lines(stream: IO[bytes], max_bytes: int) -> Iterator[bytes]:

@@ -35,8 +35,8 @@ def held_out(
 ) -> NDArray[np.bool_]:
     """True for the conversations of the validation split: in every source those whose key is below the share.
 
-    A source in which that would be none gives its smallest; none gives all. With a `count`, every source gives so many
-    instead, or a few more if the last ones open alike.
+    A source in which that would be none gives its smallest; none gives all, unless others hold out what opens alike.
+    With a `count`, every source gives so many instead, or a few more if the last ones open alike.
     Invariant: conversations that open alike, in whatever source, are all on one side.
     """
     if share == 0 and count is None:

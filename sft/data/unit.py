@@ -24,8 +24,8 @@ from sft.errors import StorageError
 DOCUMENT_FIELDS = np.dtype(
     [
         ("row", np.uint32),
-        ("piece", np.uint16),
-        ("first_turn", np.uint16),
+        ("piece", np.uint32),
+        ("first_turn", np.uint32),
         ("digest", np.uint64),
         ("group", np.uint64),
         ("num_tokens", np.uint32),

@@ -94,9 +94,10 @@ def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokeniz
     readable: list[Pack] = []
     names: list[str] = []
     for number, pack in enumerate(packs, first):
-        problems = list(_pack_problems(pack, shards, tokenizer))
+        unreadable = _unreadable(pack, shards, tokenizer)
+        problems = [unreadable] if unreadable else _pack_problems(pack, tokenizer)
         yield from (f"{split} pack {number}: {text}" for text in problems)
-        if not problems:
+        if unreadable is None:
             readable.append(pack)
             names += [f"{split} pack {number}: document {doc_id}" for doc_id in pack.doc_ids_D.tolist()]
     if readable:
@@ -105,7 +106,8 @@ def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokeniz
         )
 
 
-def _pack_problems(pack: Pack, shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
+def _unreadable(pack: Pack, shards: Shards, tokenizer: ChatTokenizer) -> str | None:
+    """Why the documents of a pack cannot be looked at, or None."""
     end = pack.num_tokens
     if (
         len(pack.input_ids_T) != shards.seq_len
@@ -113,11 +115,14 @@ def _pack_problems(pack: Pack, shards: Shards, tokenizer: ChatTokenizer) -> Iter
         or len(pack.doc_ids_D) != len(pack.doc_lengths_D)
         or not pack.doc_lengths_D.all()
     ):
-        yield f"{end} of {len(pack.input_ids_T)} tokens, expected at most {shards.seq_len}"
-        return
+        return f"{end} of {len(pack.input_ids_T)} tokens, expected at most {shards.seq_len}"
     if pack.input_ids_T.max() >= tokenizer.num_ids or (pack.doc_ids_D >= len(shards.documents)).any():
-        yield "a token or document that does not exist"
-        return
+        return "a token or document that does not exist"
+    return None
+
+
+def _pack_problems(pack: Pack, tokenizer: ChatTokenizer) -> Iterator[str]:
+    end = pack.num_tokens
     if pack.loss_mask_T[end:].any() or (pack.input_ids_T[end:] != tokenizer.pad_id).any():
         yield "the tail is not unsupervised padding"
     if pack.num_supervised != int(pack.loss_mask_T.sum()):

@@ -11,13 +11,10 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import datasketch
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from table import facts, show, write
 
 from sft.chat.conversation import Conversation
 from sft.chat.tokenizer import ChatTokenizer
@@ -116,7 +112,8 @@ def edited(texts: Texts, rng: random.Random) -> Texts:
 
 def similar_pairs(sets: Sequence[Shingles]) -> set[tuple[int, int]]:
     """All pairs at or above the threshold, by counting common shingles of the whole texts of all pairs."""
-    holders, common = defaultdict(list), Counter[tuple[int, int]]()
+    holders: defaultdict[int, list[int]] = defaultdict(list)
+    common = Counter[tuple[int, int]]()
     for number, one in enumerate(sets):
         for hashed in one.all.tolist():
             common.update((other, number) for other in holders[hashed])
@@ -150,21 +147,14 @@ def total(all_texts: Sequence[Texts]) -> dict[str, Any]:
     }
 
 
-def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--rows", action="append", required=True, metavar="RECIPE=FILE")
     parser.add_argument("--sample", type=int, default=2000, help="conversations per source that are timed")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     arguments = parser.parse_args()
+    figures = facts("numpy", "tokenizers", "datasketch")
     tokenizer = ChatTokenizer.load(arguments.tokenizer)
     costs, all_texts = [], []
     for recipe, _, path in (rows.partition("=") for rows in arguments.rows):
@@ -175,9 +165,7 @@ def main() -> None:
         )
         all_texts += texts
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("numpy", "tokenizers", "datasketch")},
+        **figures,
         "threshold": THRESHOLD,
         "cost": costs,
         "recall": recall(all_texts),
@@ -186,7 +174,7 @@ def main() -> None:
     show("Signature, CPU time per conversation in us and as a share of tokenizing", costs)
     show("Recall of pairs, against all pairs counted", [result["recall"]])
     show("Search", [result["total"]])
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,16 @@ microseconds for each different length, which few documents show.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import importlib.util
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from table import facts, show, write
 
 from sft.data.pack import pack
 from sft.data.shards import Shards
@@ -169,49 +164,6 @@ def real(folder: Path, count: int) -> Iterator[tuple[str, Lengths]]:
     yield "real, resampled", np.random.default_rng(0).choice(lengths, count)
 
 
-def table(results: list[Result]) -> Iterator[str]:
-    """The results as lines."""
-    head = ("documents", "bins", "over bound", "density", "s/million", "x ours")
-    yield f"{'lengths':<16} {'packer':<49}" + "".join(f"{title:>12}" for title in head)
-    for row in results:
-        cells = (
-            f"{row.documents:,}",
-            f"{row.bins:,}",
-            f"+{row.over_lower_bound:,}",
-            f"{row.density:.4%}",
-            f"{row.seconds_per_million:.3f}",
-            f"{row.times_ours:.1f}",
-        )
-        yield f"{row.lengths:<16} {row.packer:<49}" + "".join(f"{cell:>12}" for cell in cells)
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "datasets", "trl")},
-        },
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-    }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -219,14 +171,14 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, help="a build, for real lengths")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     options = parser.parse_args()
-    facts = machine()
+    figures = facts("numpy", "datasets", "trl")
     sets = [("log-normal", synthetic(options.documents))]
     if options.shards:
         sets += real(options.shards, options.documents)
     results = [result for name, lengths in sets for result in measure(name, lengths)]
-    print("\n".join([json.dumps(facts), *table(results)]))
-    if options.out:
-        options.out.write_text(json.dumps({**facts, "results": [asdict(row) for row in results]}, indent=2) + "\n")
+    rows = [asdict(result) for result in results]
+    show(f"Bins of {CAPACITY:,} tokens", rows, density=".4%")
+    write(options.out, figures | {"results": rows})
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from table import facts, show, write
 
 Texts = list[str]
 Ids = tuple[Any, Any] | None
@@ -38,7 +38,7 @@ PASSES = ("cold", "warm")
 
 def flat(runs: list[list[int]]) -> Ids:
     lengths = np.fromiter(map(len, runs), np.int64, len(runs))
-    return np.fromiter((token for run in runs for token in run), np.uint32, int(lengths.sum())), lengths
+    return np.fromiter(chain.from_iterable(runs), np.uint32, int(lengths.sum())), lengths
 
 
 def reference(tokenizer_json: str, read: bool = True) -> Encode:
@@ -175,31 +175,13 @@ def compare(tokenizer_json: str, texts: Texts, repetitions: int) -> list[dict[st
     rows = []
     for name, runs in results.items():
         row: dict[str, Any] = {"backend": name, "version": importlib.metadata.version(BACKENDS[name][0])}
-        for number, label in enumerate(PASSES[: len(runs[0][0])]):
-            best = min(seconds[number] for seconds, _, _ in runs)
-            row |= {f"{label}_mtok_per_s": num_ids / best / 1e6, f"{label}_x_reference": slowest / best}
+        for number, label in enumerate(PASSES):
+            best = min((seconds[number] for seconds, _, _ in runs if number < len(seconds)), default=None)
+            row[f"{label}_mtok_per_s"] = best and num_ids / best / 1e6
+            row[f"{label}_x_reference"] = best and slowest / best
         row["ids_equal"] = {found for _, _, found in runs} == {digest} if runs[0][1] else None
         rows.append(row)
     return rows
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'backend':26} {'cold Mtok/s':>12} {'x':>6} {'warm Mtok/s':>12} {'x':>6}  ids equal")
-    for row in rows:
-        figures = (
-            f"{row[f'{label}_mtok_per_s']:12.2f} {row[f'{label}_x_reference']:6.1f}"
-            if f"{label}_mtok_per_s" in row
-            else f"{'-':>12} {'-':>6}"
-            for label in PASSES
-        )
-        equal = {True: "yes", False: "NO", None: "-"}[row["ids_equal"]]
-        print(f"{row['backend']:26} {' '.join(figures)}  {equal}")
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -217,21 +199,11 @@ def main() -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "FASTOKENS_BPE_THREADS": "1"}
     os.sched_setaffinity(0, {options.core})
     texts = texts_below(options.rows, options.max_texts)
-    load = os.getloadavg()[0]
+    figures = facts("numpy")
     rows = compare(options.tokenizer.read_text(encoding="utf-8"), texts, options.repetitions)
-    print_table(rows)
-    facts = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "load_average": load,
-        "python": platform.python_version(),
-        "texts": len(texts),
-        "megabytes": sum(len(text.encode()) for text in texts) / 1e6,
-        "repetitions": options.repetitions,
-        "backends": rows,
-    }
-    if options.out is not None:
-        options.out.write_text(json.dumps(facts, indent=2) + "\n")
+    num_bytes = sum(len(text.encode()) for text in texts)
+    show(f"{len(texts):,} texts of {num_bytes / 1e6:.1f} MB on one core, best of {options.repetitions}", rows)
+    write(options.out, figures | {"texts": len(texts), "megabytes": num_bytes / 1e6, "backends": rows})
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ LAYERS = (
     "slurm",
     "demo",
     "cli",
+    "__main__",
 )
 # transformers has its home in a folder; everything else in one file.
 HOMES = {

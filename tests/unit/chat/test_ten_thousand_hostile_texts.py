@@ -89,17 +89,22 @@ def test_ten_thousand_hostile_texts_stay_texts(name: str, layout: Layout, reques
     assert num_checked == NUM_TEXTS
 
 
-def test_the_proof_finds_the_one_forged_document_among_thousands(tokenizer: ChatTokenizer) -> None:
+def test_the_proof_finds_each_forged_document_among_thousands(tokenizer: ChatTokenizer) -> None:
     """Else a proof of whole batches could say that all is well because it looks at nothing."""
     layout = Layout(65_535)
-    batch = conversations(7, TEXTS_PER_BATCH)
-    documents = [document for (document,) in encode(batch, ["system"] * len(batch), tokenizer, layout)]
-    for number in range(0, len(documents), 97):
-        document = documents[number]
+    documents = []
+    for (document,) in encode(batch := conversations(7, TEXTS_PER_BATCH), [""] * len(batch), tokenizer, layout):
         assert isinstance(document, Encoded)
-        forged = document.ids.copy()
-        forged[-2] = tokenizer.user_id
-        documents[number] = Encoded(forged, document.loss_mask, document.answers)
-    verdicts = first_violations(documents, tokenizer, layout)  # type: ignore[arg-type]
-    wrong = [number for number, verdict in enumerate(verdicts) if verdict is not None]
-    assert wrong == list(range(0, len(documents), 97))
+        documents.append(document)
+    forged = list(range(0, len(documents), 97))
+    for number in forged:
+        ids, mask = documents[number].ids.copy(), documents[number].loss_mask.copy()
+        if number % 3 == 0:
+            ids[-2] = tokenizer.user_id  # in the last answer
+        elif number % 3 == 1:
+            ids[2] = tokenizer.assistant_id  # in the first question, which stands behind two tags
+        else:
+            mask[2] = 1
+        documents[number] = Encoded(ids, mask, documents[number].answers)
+    verdicts = first_violations(documents, tokenizer, layout)
+    assert [number for number, verdict in enumerate(verdicts) if verdict is not None] == forged

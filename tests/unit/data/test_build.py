@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sft.chat import fast_tokenizer
 from sft.data import build as build_module
 from sft.data.build import build
 from sft.data.shards import Shards
@@ -24,7 +25,44 @@ def built(raw: Any, *arguments: str) -> Shards:
     return build(raw.config(*arguments), raw.recipes)
 
 
+def with_fast_tokenizer(raw: Any, monkeypatch: pytest.MonkeyPatch) -> Shards:
+    """A build by fastokens, every text compared with the reference."""
+    compared: list[int] = []
+    original = fast_tokenizer.compare
+
+    def counting(texts: Any, encoded: Any, reference: Any, chosen: Any = None) -> None:
+        compared.append(len(texts) if chosen is None else len(chosen))
+        original(texts, encoded, reference, chosen)
+
+    monkeypatch.setattr(fast_tokenizer, "compare", counting)
+    shards = built(raw, f"out={raw.config().out}-fast", "tokenizer_backend=fastokens", "tokenizer_check_share=1")
+    assert sum(compared) > len(fast_tokenizer.PROBES) + 100
+    return shards
+
+
 # ------------------------------------------------------------------------------------------------ what is built
+
+
+def test_a_fast_tokenizer_does_not_change_a_byte(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastokens")
+    fast = with_fast_tokenizer(raw, monkeypatch)
+    assert content(fast.folder) == content(built(raw).folder)
+
+
+def test_a_fast_tokenizer_that_errs_on_a_text_stops_the_build(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastokens")
+    original = fast_tokenizer.FastTokenizer.encode_flat
+
+    def err_on_one(self: Any, texts: Any) -> Any:
+        ids, lengths = original(self, texts)
+        wrong = np.flatnonzero([text == "zeta 30.0?" for text in texts])
+        ids = ids.copy()
+        ids[(np.cumsum(lengths) - lengths)[wrong]] += 1
+        return ids, lengths
+
+    monkeypatch.setattr(fast_tokenizer.FastTokenizer, "encode_flat", err_on_one)
+    with pytest.raises(ConfigError, match=r"fastokens encodes 'zeta 30\.0\?'"):
+        with_fast_tokenizer(raw, monkeypatch)
 
 
 def test_a_build_holds_what_its_contract_names(raw: Any) -> None:

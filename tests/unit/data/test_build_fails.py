@@ -116,7 +116,17 @@ def test_a_damaged_file_stops_the_build(raw: Any) -> None:
 
 def test_a_build_without_documents_is_refused(raw: Any) -> None:
     with pytest.raises(DataError):
-        built(raw, "sources.alpha.weight=1e-9", "sources.zeta.weight=1e-9")
+        built(raw, "sources.alpha.weight=1e-9", "sources.zeta.weight=1e-9", "valid_share=0")
+
+
+def test_a_file_that_two_sources_would_read_is_refused(raw: Any) -> None:
+    with pytest.raises(ConfigError, match=r"zeta\.jsonl: is claimed by two sources, alpha and zeta"):
+        built(raw, "sources.alpha.files=[alpha.jsonl,z*.jsonl]")
+
+
+def test_a_weight_that_leaves_nothing_to_train_on_is_refused(raw: Any) -> None:
+    with pytest.raises(ConfigError, match=r"sources\.alpha\.weight=0\.01: expected more than valid_share=0\.01"):
+        built(raw, "sources.alpha.weight=0.01")
 
 
 def test_a_recipe_that_changes_during_the_build_is_not_recorded_as_the_one_that_ran(
