@@ -140,7 +140,7 @@ class BuildConfig:
     valid_share: float = 0.01
     """Share of each source's conversations held out for validation (at least one).
 
-    A hash of their first question chooses them; weights, numbers and epochs change nothing in the choice."""
+    A hash of their first question chooses them; weights, numbers, epochs and rows that open otherwise do not."""
     valid_conversations: int | None = None
     """Hold out this many conversations of each source instead of a share."""
     seed: int = 0
@@ -157,7 +157,7 @@ class BuildConfig:
     """Text, JSON or JSONL files of evaluation questions; conversations that share text with them are dropped."""
     evaluation_ngram_words: int = 13
     """How many successive words in common make a conversation contaminated."""
-    max_row_bytes: int = 16_000_000
+    max_row_bytes: int = 4_000_000
     """Longer rows are dropped unread, so that a damaged file cannot fill the memory."""
     workers: int = 0
     """Worker processes; 0 takes all cores. The result does not depend on it."""

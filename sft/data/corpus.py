@@ -40,9 +40,7 @@ class Corpus:
         self.unit_ends = np.cumsum([0, *counts])
         """Unit u holds the documents from unit_ends[u] up to unit_ends[u + 1]."""
         row, file = self.records["row"], self.file
-        changes = np.flatnonzero(
-            (row[1:] != row[:-1]) | (file[1:] != file[:-1]) | (self.source[1:] != self.source[:-1])
-        )
+        changes = np.flatnonzero((row[1:] != row[:-1]) | (file[1:] != file[:-1]))  # no file belongs to two sources
         self.first_documents = np.append(0, changes + 1) if len(row) else np.zeros(0, np.int64)
         """The first document of every conversation."""
 

@@ -18,6 +18,7 @@ from sft.data.minhash import shingles
 from sft.data.near_duplicates import near_duplicates
 from sft.data.rows import EXCERPT_CHARACTERS
 from sft.data.split import held_out, repeats
+from sft.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Selection:
 
 
 def select(corpus: Corpus, config: BuildConfig, tokenizer: ChatTokenizer) -> Selection:
-    """Decide what is packed."""
+    """Decide what is packed.
+
+    Raises: DataError if a source has fewer conversations than it is to train on.
+    """
     settings = list(config.sources.values())
     source = corpus.source[corpus.first_documents]
     records = corpus.records[corpus.first_documents]
@@ -63,6 +67,12 @@ def select(corpus: Corpus, config: BuildConfig, tokenizer: ChatTokenizer) -> Sel
     num_unused = np.zeros(len(settings), np.int64)
     for number, item in enumerate(settings):
         mine = np.flatnonzero(alive & ~valid & (source == number))
+        if item.num_conversations is not None and item.num_conversations > len(mine):
+            name = list(config.sources)[number]
+            raise DataError(
+                f"source {name}: num_conversations={item.num_conversations}, but {len(mine)} are left to train on",
+                hint=f"set sources.{name}.num_conversations={len(mine)}, or sources.{name}.epochs to repeat them",
+            )
         uses[mine] = repeats(records["group"][mine], item.epochs, item.num_conversations, config.seed)
         num_unused[number] = (uses[mine] == 0).sum()
     repeated = sorted([*repeated, *near], key=lambda item: item.conversation)

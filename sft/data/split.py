@@ -1,7 +1,8 @@
 """Which conversations are used, how often, and which are held out: pure functions of their text and a seed.
 
-Everything follows from one key per conversation, a hash of its first question. So conversations that open with the same
-question stay together, and the held-out ones stay the same whatever else is added, left out or repeated.
+Everything follows from one key per conversation, a hash of its first question. So conversations that open with the
+same question stay together, and the held-out ones stay the same whatever is weighted, limited, repeated or added,
+unless what is added opens like what was there.
 """
 
 from typing import Any

@@ -133,8 +133,8 @@ class UnitFile:
         if not path.is_file():
             return None
         data = path.read_bytes()
-        expected, content = data[:_DIGEST_CHARACTERS], memoryview(data)[_DIGEST_CHARACTERS + 1 :]
-        if hashlib.sha256(content).hexdigest().encode() != expected:
+        content = memoryview(data)[_DIGEST_CHARACTERS + 1 :]
+        if hashlib.sha256(content).hexdigest().encode() + b"\n" != data[: _DIGEST_CHARACTERS + 1]:
             return None
         end = data.index(b"\n", _DIGEST_CHARACTERS + 1) + 1
         return cls(path, json.loads(data[_DIGEST_CHARACTERS + 1 : end]), end)

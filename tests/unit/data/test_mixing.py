@@ -17,6 +17,7 @@ from sft.data.digests import group_digest
 from sft.data.shards import Shards
 from sft.data.split import held_out, is_sampled, repeats
 from sft.data.verify import verify
+from sft.errors import DataError
 
 NUM_ROWS = 300
 SHARE = 0.1
@@ -83,6 +84,11 @@ def test_a_number_of_conversations_is_exact(count: int, raw: Any) -> None:
     facts = shards.manifest["sources"]["alpha"]
     assert facts["rows_skipped"] == len(of("alpha", everything)) - count
     assert facts["rows_read"] == facts["rows_kept"] + facts["rows_skipped"] == NUM_ROWS
+
+
+def test_a_number_that_is_not_there_is_refused(raw: Any) -> None:
+    with pytest.raises(DataError, match=r"alpha: num_conversations=5000, but \d+ are left to train on"):
+        built(raw, "sources.alpha.num_conversations=5000")
 
 
 def test_a_larger_number_adds_to_a_smaller_one(raw: Any) -> None:
