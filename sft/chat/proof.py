@@ -147,17 +147,20 @@ def _text_violations(
     controls = _Controls.of(batch, tokenizer)
     starts_A, stops_A, document_A = controls.answers(batch.ends_D, tokenizer)
     counts_D = np.bincount(document_A, minlength=len(documents)).tolist()
-    ids = batch.ids_T[_inside(starts_A, stops_A, len(batch.ids_T))].tolist()
-    spelt = list(map(tokenizer.token_bytes.__getitem__, ids))
-    begin, lengths = 0, iter((stops_A - starts_A).tolist())
+    ids = batch.ids_T[_inside(starts_A, stops_A, len(batch.ids_T))]
+    # Everything is spelt in one go: a call per answer would cost as much again.
+    spelt = tokenizer.spell(ids)
+    num_bytes = np.append(0, np.cumsum(tokenizer.num_bytes[ids], dtype=np.int64))
+    edges = num_bytes[np.append(0, np.cumsum(stops_A - starts_A))].tolist()
+    place = 0
     for number, document in enumerate(documents):
+        first, place = place, place + counts_D[number]
         if counts_D[number] != len(document.answers):
             detail = f"{counts_D[number]} answers, the conversation has {len(document.answers)}"
-            begin += sum(next(lengths) for _ in range(counts_D[number]))
             yield number, Drop(Reason.TEXT_NOT_REPRODUCED, detail)
             continue
         for turn, answer in enumerate(document.answers):
-            found = b"".join(spelt[begin : (begin := begin + next(lengths))])
+            found = spelt[edges[first + turn] : edges[first + turn + 1]]
             if found != answer.encode("utf-8", "surrogatepass") and not _spells(found, answer, document, tokenizer):
                 detail = f"the supervised tokens of answer {turn} spell something else"
                 yield number, Drop(Reason.TEXT_NOT_REPRODUCED, detail)

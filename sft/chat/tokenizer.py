@@ -165,9 +165,25 @@ class ChatTokenizer:
         except KeyError as error:
             raise ConfigError(f"tokenizer: its vocabulary is not byte-level, it holds {error}") from error
 
+    @cached_property
+    def num_bytes(self) -> NDArray[np.int32]:
+        """How many bytes each id spells."""
+        return np.array([len(token) for token in self.token_bytes], np.int32)
+
+    @cached_property
+    def _spelling(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """The bytes of all ids one behind the other, and where those of each begin."""
+        spelling = np.frombuffer(b"".join(self.token_bytes), np.uint8)
+        return spelling, np.cumsum(self.num_bytes, dtype=np.int32) - self.num_bytes
+
     def spell(self, ids: NDArray[Any]) -> bytes:
         """The bytes of a run of ids: what `decode` gives as text, without its look at whole characters."""
-        return b"".join(map(self.token_bytes.__getitem__, ids.tolist()))
+        spelling, starts = self._spelling
+        length = self.num_bytes[ids]
+        end = np.cumsum(length, dtype=np.int32)
+        place = np.repeat(starts[ids] - end + length, length)
+        place += np.arange(len(place), dtype=np.int32)
+        return bytes(spelling[place].tobytes())
 
     def decode(self, ids: Sequence[Sequence[int] | NDArray[Any]]) -> list[str]:
         """The text of each run of ids, control tokens written out."""

@@ -13,9 +13,13 @@ def digest(conversation: Conversation) -> int:
     return _hash(b"".join(b"%d:%b" % (len(turn), turn) for turn in turns))
 
 
+OPENING_CHARACTERS = 1000
+"""So much of a first question tells it from others; what follows is mostly a passage."""
+
+
 def group_digest(conversation: Conversation) -> int:
     """64 bits that are equal for conversations that open with the same question, but for case and white space."""
-    opening = _composed(conversation.messages[0].text).casefold()
+    opening = _composed(conversation.messages[0].text[:OPENING_CHARACTERS]).casefold()
     return _hash(" ".join(opening.split()).encode("utf-8", "surrogatepass"))
 
 
@@ -24,4 +28,4 @@ def _composed(text: str) -> str:
 
 
 def _hash(content: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")

@@ -85,9 +85,9 @@ class DocumentTable:
     first_turn: Ints
     """Number of the piece's first exchange in its conversation, from 0."""
     digest: Ints
-    """First 8 bytes of the sha256 of the conversation's turns."""
+    """64-bit hash of the conversation's turns."""
     group: Ints
-    """First 8 bytes of the sha256 of the conversation's first question; equal ones are in one split."""
+    """64-bit hash of the conversation's first question; equal ones are in one split."""
     num_tokens: Ints
     num_supervised: Ints
     truncated: Ints

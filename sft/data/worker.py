@@ -1,7 +1,9 @@
 """One unit of raw rows → documents: convert, filter, encode, prove. Runs in a worker process."""
 
+import gc
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ class Worker:
 
     def run(self, unit: Unit) -> UnitResult:
         """Turn the rows of a unit into documents."""
+        with _without_cycle_collection():
+            return self._result(unit)
+
+    def _result(self, unit: Unit) -> UnitResult:
         source = self._config.sources[unit.source]
         rejected: list[Rejected] = []
         kept: list[tuple[int, Conversation]] = []
@@ -126,6 +132,18 @@ class Worker:
 
     def _proofs(self, name: str, documents: Sequence[Encoded]) -> list[Drop | None]:
         return first_violations(documents, self._tokenizer, self._layouts[name])
+
+
+@contextmanager
+def _without_cycle_collection() -> Iterator[None]:
+    """Spare the search for reference cycles: rows and tokens form none, and there are very many of them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def load_tokenizer(config: BuildConfig) -> ChatTokenizer:
