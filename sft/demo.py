@@ -124,7 +124,8 @@ def _summary(console: Console, out: Path, result: Path, exchanges: list[tuple[st
         f"you> {prompt}",
         f"model> {answers[prompt]}",
         "",
-        f"shards      {out / 'shards'}     look: sft inspect {out / 'shards'} --pack 0, or its report.html in a browser",
+        f"shards      {out / 'shards'}     look: sft inspect {out / 'shards'} --pack 0",
+        f"            {out / 'shards' / 'report.html'}, to be opened in a browser",
         f"run         {out / 'run'}        metrics.jsonl, checkpoints/, eval.json",
         f"model       {out / 'model'}      talk: sft chat {out / 'model'}",
     ]

@@ -28,4 +28,4 @@ def _composed(text: str) -> str:
 
 
 def _hash(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")

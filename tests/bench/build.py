@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -55,13 +56,16 @@ def compare(folder: Path, mixture: Path, settings: list[str], repetitions: int) 
     """The rows that were built, and the fastest run of every measurement."""
     cores = choose_cores()
     inputs = measured(partial(prepare_inputs, mixture, settings, folder), set(cores))
-    best: dict[str, Any] = {}
+    best: dict[str, Figures] = {}
+    seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repetitions):
         for name, prepare, count in jobs(folder, folder / "scratch", mixture, settings, len(cores)):
             (folder / "scratch").mkdir()
             found = measured(prepare, set(cores[:count]))
             shutil.rmtree(folder / "scratch")
             print(f"{name}: {found['seconds']:.2f} s", file=sys.stderr, flush=True)
+            seconds[name].append(found["seconds"])
+            found["all_seconds"] = seconds[name]
             best[name] = min(best.get(name, found), found, key=lambda run: run["seconds"])
     return inputs, best
 

@@ -53,3 +53,9 @@ def test_half_a_character_has_a_digest() -> None:
     half, other = (talk(text, "b") for text in ("a\ud83d", "a\ud83e"))
     assert digest(half) != digest(other)
     assert group_digest(half) != group_digest(other)
+
+
+def test_a_question_of_any_length_is_told_by_its_start() -> None:
+    question = "Who is meant by this?\n" + "word " * 300
+    assert group_digest(talk(question + "a passage", "b")) == group_digest(talk(question + "another", "b"))
+    assert group_digest(talk("W" + question, "b")) != group_digest(talk(question, "b"))
