@@ -30,7 +30,7 @@ NEOX_20B_IDS = {END: 0, PADDING: 1, SYSTEM: 50277, USER: 50278, ASSISTANT: 50279
 
 
 # The library keeps much beside the ids of every text of a call; larger calls are slower by a third.
-_TEXTS_PER_CALL = 1000
+_TEXTS_PER_CALL = 100
 
 
 @dataclass(frozen=True)

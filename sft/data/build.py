@@ -177,7 +177,7 @@ def _finished(inputs: Inputs, work: Path, units: Iterator[Unit]) -> Iterator[Uni
     work.mkdir(parents=True, exist_ok=True)
     with (
         progress("build", None, unit="rows") as advance,
-        closing(run_units(inputs.config, inputs.recipes, work, units)) as finished,
+        closing(run_units(inputs.config, inputs.recipes, work, units, inputs.tokenizer)) as finished,
     ):
         for unit in finished:
             advance(unit.header["num_rows"], unit.source)

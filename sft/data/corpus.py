@@ -27,7 +27,7 @@ class Place:
 class Corpus:
     """Documents in the order of sources, files, rows and pieces.
 
-    Memory: some 60 bytes per document. A conversation is the documents of one row.
+    Memory: some 100 bytes per document. A conversation is the documents of one row.
     """
 
     def __init__(self, units: Sequence[UnitFile], sources: Sequence[str], files: Sequence[str]) -> None:
@@ -73,17 +73,27 @@ class Corpus:
         stop = int(following[0]) if len(following) else len(self)
         return [text for number in range(first, stop) for text in self._turns(number, tokenizer)]
 
+    def opening(self, conversation: int, num_tokens: int, tokenizer: ChatTokenizer) -> str:
+        """The start of the first question."""
+        ids = self._ids(int(self.first_documents[conversation]))
+        tags = np.flatnonzero(tokenizer.is_control[ids])
+        start, stop = int(tags[1]) + 1, int(tags[2])
+        return tokenizer.spell(ids[start : min(stop, start + num_tokens)]).decode("utf-8", "replace")
+
     def _turns(self, document: int, tokenizer: ChatTokenizer) -> list[str]:
-        number = int(np.searchsorted(self.unit_ends, document, side="right")) - 1
-        ends, ids = self._tokens(number)
-        local = document - int(self.unit_ends[number])
-        ids = ids[ends[local] : ends[local + 1]]
+        ids = self._ids(document)
         tags = np.flatnonzero(tokenizer.is_control[ids])
         spans = answer_spans(ids, tokenizer)
         # Every answer follows its question, which begins behind the tag before the answer's.
         questions = [(int(tags[np.searchsorted(tags, start - 1) - 1]) + 1, start - 1) for start, _ in spans]
         pairs = zip(questions, spans, strict=True)
         return [tokenizer.spell(ids[a:b]).decode("utf-8", "replace") for pair in pairs for a, b in pair]
+
+    def _ids(self, document: int) -> NDArray[Any]:
+        number = int(np.searchsorted(self.unit_ends, document, side="right")) - 1
+        ends, ids = self._tokens(number)
+        local = document - int(self.unit_ends[number])
+        return ids[ends[local] : ends[local + 1]]
 
     @lru_cache(maxsize=_OPEN_UNITS)  # noqa: B019 - a corpus lives as long as its build
     def _tokens(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
+from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig
 from sft.data.unit import Unit, UnitFile, write_unit
 from sft.data.worker import Worker
@@ -19,8 +20,12 @@ _worker: Worker | None = None
 """The worker of this process, if it is one of a pool's: loading one per unit would cost more than the unit."""
 
 
-def run_units(config: BuildConfig, recipes: Path, work: Path, units: Iterator[Unit]) -> Generator[UnitFile]:
+def run_units(
+    config: BuildConfig, recipes: Path, work: Path, units: Iterator[Unit], tokenizer: ChatTokenizer | None = None
+) -> Generator[UnitFile]:
     """All units in order, finished, by as many processes as the config says; those on disk are not made again.
+
+    A `tokenizer` that is loaded already serves if the work is done in this process.
 
     Raises: PeerError if a worker process dies.
     """
@@ -29,7 +34,7 @@ def run_units(config: BuildConfig, recipes: Path, work: Path, units: Iterator[Un
     os.environ["RAYON_NUM_THREADS"] = "1"
     num_workers = config.workers or _num_cores()
     if num_workers == 1:
-        yield from _one_by_one(config, recipes, work, units)
+        yield from _one_by_one(config, recipes, work, units, tokenizer)
         return
     pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, (os.getpid(), config, recipes))
     try:
@@ -45,13 +50,15 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_by_one(config: BuildConfig, recipes: Path, work: Path, units: Iterator[Unit]) -> Iterator[UnitFile]:
+def _one_by_one(
+    config: BuildConfig, recipes: Path, work: Path, units: Iterator[Unit], tokenizer: ChatTokenizer | None
+) -> Iterator[UnitFile]:
     worker = None
     for unit in units:
         path = work / unit.name
         finished = UnitFile.open(path)
         if finished is None:
-            worker = worker or Worker(config, recipes)
+            worker = worker or Worker(config, recipes, tokenizer)
             write_unit(path, worker.run(unit))
         yield finished or _opened(path)
 

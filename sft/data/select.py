@@ -130,4 +130,4 @@ def _near_duplicates(
 
 
 def _excerpt(corpus: Corpus, conversation: int, tokenizer: ChatTokenizer) -> str:
-    return corpus.turns(conversation, tokenizer)[0][:EXCERPT_CHARACTERS]
+    return corpus.opening(conversation, EXCERPT_CHARACTERS, tokenizer)[:EXCERPT_CHARACTERS]

@@ -72,13 +72,14 @@ def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str
 
 
 def _total_problems(name: str, split: Split, facts: dict[str, Any], seq_len: int) -> Iterator[str]:
-    packs = [split[index] for index in range(len(split))]
-    tokens = sum(pack.num_tokens for pack in packs)
+    packs = (split[index] for index in range(len(split)))
+    sizes: NDArray[np.int64] = np.array([(pack.num_tokens, len(pack.doc_ids_D)) for pack in packs]).reshape(-1, 2)
+    tokens, documents = map(int, sizes.sum(axis=0))
     found = {
         "tokens": tokens,
         "supervised_tokens": int(split.num_supervised_N.sum()),
-        "documents": sum(len(pack.doc_ids_D) for pack in packs),
-        "density": round(tokens / (len(packs) * seq_len), 6) if packs else 0.0,
+        "documents": documents,
+        "density": round(tokens / (len(sizes) * seq_len), 6) if len(sizes) else 0.0,
     }
     yield from _differences(name, facts, found)
 

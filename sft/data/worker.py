@@ -30,9 +30,9 @@ from sft.errors import DataError
 class Worker:
     """Holds what every unit needs: the tokenizer, the recipes' functions and stages, the evaluation sets' index."""
 
-    def __init__(self, config: BuildConfig, recipes: Path) -> None:
+    def __init__(self, config: BuildConfig, recipes: Path, tokenizer: ChatTokenizer | None = None) -> None:
         self._config = config
-        self._tokenizer = load_tokenizer(config)
+        self._tokenizer = tokenizer or load_tokenizer(config)
         self._layouts = {name: layout(config, source) for name, source in config.sources.items()}
         self._id_type = token_type(self._tokenizer.num_ids)
         self._convert = {name: load_converter(recipes / name, item.switches) for name, item in config.sources.items()}
