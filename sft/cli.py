@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sft.errors import ConfigError, SftError
-from sft.terminal import command_environment
+from sft.terminal import TERMINATED, command_environment
 from sft.version import VERSION
 
 EXIT_CODES = (
@@ -37,6 +37,10 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("sft: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if stop.code == TERMINATED:
+            print("sft: terminated; nothing half-written is left, and the same command goes on", file=sys.stderr)
+        raise
     return 0
 
 

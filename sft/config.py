@@ -5,6 +5,7 @@ Plain frozen dataclasses; `settings.py` fills them from YAML and `key=value`. A 
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -112,6 +113,8 @@ class SourceConfig:
             yield f"epochs={self.epochs}: expected 1 to 100; for less than one, set weight"
         if self.near_duplicates is not None and not 0.5 <= self.near_duplicates <= 1:
             yield f"near_duplicates={self.near_duplicates}: expected a similarity from 0.5 to 1"
+        if self.language is not None and not re.fullmatch("[a-z]{2}", self.language):
+            yield f"language={self.language!r}: expected an ISO 639-1 code, such as en"
         yield from _at_least(self, 0, "min_answer_characters")
         if not self.files:
             yield "files: expected at least one pattern"

@@ -14,6 +14,7 @@ from sft.data.inputs import Inputs, published
 from sft.data.lock import require_locked
 from sft.data.pool import run_units
 from sft.data.publish import publish_build, quarantined, write_lines
+from sft.data.quality.contamination import EvaluationIndex
 from sft.data.recipes import load_converter
 from sft.data.rows import row_size
 from sft.data.shards import QUARANTINE, Shards
@@ -95,6 +96,9 @@ def collect_inputs(config: BuildConfig, recipes: Path) -> Inputs:
     tokenizer = load_tokenizer(config)
     for name, source in config.sources.items():
         load_converter(recipes / name, source.switches)  # what cannot be loaded is told before any process starts
+    if config.evaluation_files:
+        # Loaded for nothing but its mistakes; every worker loads it for itself.
+        EvaluationIndex.load([Path(file) for file in config.evaluation_files], config.evaluation_ngram_words)
     files = identify_sources(config)
     require_locked(Path(config.sources_dir), files)
     return Inputs(config, recipes, tokenizer, files)
@@ -113,9 +117,25 @@ def identify_sources(config: BuildConfig) -> dict[str, list[SourceFile]]:
     if absent:
         wanted = "; ".join(f"{name} (looked for {', '.join(config.sources[name].files)})" for name in absent)
         switches = " ".join(f"sources.{name}.enabled=false" for name in absent)
-        raise DataError(f"no file for {wanted}", on=folder, hint=f"put the files there, or switch off: {switches}")
+        raise DataError(
+            f"no file for {wanted}", on=folder, hint=f"put the files there (sft fetch), or switch off: {switches}"
+        )
     _require_apart(found)
-    return {name: [identify(path, folder) for path in paths] for name, paths in found.items()}
+    files = {name: [identify(path, folder) for path in paths] for name, paths in found.items()}
+    _require_distinct([file for group in files.values() for file in group])
+    return files
+
+
+def _require_distinct(files: Sequence[SourceFile]) -> None:
+    """Make sure that no file lies there twice, which would double its rows.
+
+    Raises: DataError naming both.
+    """
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(file.sha256, file.name)
+        if other != file.name:
+            raise DataError(f"holds the same bytes as {other}", on=file.path, hint="keep one of them")
 
 
 def _require_apart(found: Mapping[str, Sequence[Path]]) -> None:
@@ -177,7 +197,9 @@ def _finished(inputs: Inputs, work: Path, units: Iterator[Unit]) -> Iterator[Uni
     work.mkdir(parents=True, exist_ok=True)
     with (
         progress("build", None, unit="rows") as advance,
-        closing(run_units(inputs.config, inputs.recipes, work, units, inputs.tokenizer)) as finished,
+        closing(
+            run_units(inputs.config, inputs.recipes, work, units, inputs.tokenizer, inputs.ingredients)
+        ) as finished,
     ):
         for unit in finished:
             advance(unit.header["num_rows"], unit.source)
@@ -193,6 +215,7 @@ def _units(inputs: Inputs) -> Iterator[Unit]:
             rows = itertools.islice(read_rows(file.path, inputs.config.max_row_bytes), left)
             for batch in _batches(rows):
                 left = None if left is None else left - len(batch)
+                require_unchanged(file)  # or rows of another version would be kept under this one's hash
                 yield Unit(name, file.name, batch, f"{digest[:32]}-{batch[0][0]}-{len(batch)}")
             require_unchanged(file)
 

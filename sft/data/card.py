@@ -8,7 +8,7 @@ from sft.data.licences import SourceLicence, consequences, source_licences
 DROPPED_HEADS = ("source", "reason", "rows or pieces")
 LICENCE_HEADS = ("source", "licence", "commercial use", "attribution", "share-alike", "note")
 SPLIT_HEADS = ("split", "packs", "documents", "tokens", "supervised", "density")
-SOURCE_HEADS = ("source", "rows read", "kept", "dropped", "documents", "held out", "tokens", "supervised")
+SOURCE_HEADS = ("source", "rows read", "kept", "dropped", "not chosen", "documents", "held out", "tokens", "supervised")
 NUMBERS = {*SPLIT_HEADS[1:], *SOURCE_HEADS[1:], *DROPPED_HEADS[2:]}
 """Columns that stand flush right."""
 WORDS = {True: "yes", False: "no", None: "unknown"}
@@ -29,7 +29,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     )
     yield from ("", "## Splits", "", *_table(SPLIT_HEADS, map(_split_row, facts["splits"].items())))
     yield from ("", "## Sources", "", *_table(SOURCE_HEADS, map(_source_row, sources.items())))
-    yield from ("", "## What was left out", "", *_dropped(sources), "")
+    yield from ("", "## What was dropped", "", *_dropped(sources), "")
     yield "`quarantine.jsonl` names every one of these rows with its reason."
     yield from ("", "## Text", "", "`<|SYSTEM|>…<|USER|>…<|ASSISTANT|>…`, nothing between tags and text;")
     ends = "each" if settings["end_token"] else "no"
@@ -55,7 +55,16 @@ def _split_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
 
 def _source_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
     name, source = item
-    keys = ("rows_read", "rows_kept", "rows_dropped", "documents", "held_out_documents", "tokens", "supervised_tokens")
+    keys = (
+        "rows_read",
+        "rows_kept",
+        "rows_dropped",
+        "rows_skipped",
+        "documents",
+        "held_out_documents",
+        "tokens",
+        "supervised_tokens",
+    )
     return (name, *(f"{source[key]:,}" for key in keys))
 
 

@@ -56,6 +56,11 @@ class Corpus:
         sizes = np.diff(self.first_documents, append=len(self))
         return np.repeat(of_conversations, sizes)
 
+    def token_ends(self, number: int) -> NDArray[np.int64]:
+        """Where each document of a unit starts among its tokens, and where the last one ends."""
+        lengths = self.records["num_tokens"][self.unit_ends[number] : self.unit_ends[number + 1]]
+        return np.append(0, np.cumsum(lengths, dtype=np.int64))
+
     def bands(self, number: int) -> NDArray[np.uint64]:
         """One band of the signatures of all conversations."""
         return np.concatenate([np.zeros(0, np.uint64), *(unit.bands()[:, number] for unit in self.units)])
@@ -98,9 +103,4 @@ class Corpus:
     @lru_cache(maxsize=_OPEN_UNITS)  # noqa: B019 - a corpus lives as long as its build
     def _tokens(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Where each document of a unit starts, and the unit's ids."""
-        return token_ends(self.units[number]), self.units[number].ids()
-
-
-def token_ends(unit: UnitFile) -> NDArray[np.int64]:
-    """Where each document of a unit starts among its tokens, and where the last one ends."""
-    return np.append(0, np.cumsum(unit.documents()["num_tokens"], dtype=np.int64))
+        return self.token_ends(number), self.units[number].ids()

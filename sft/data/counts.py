@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sft.chat.conversation import DAMAGE
+from sft.chat.conversation import DAMAGE, Reason
 from sft.config import SourceConfig
 from sft.data.unit import UnitFile
 from sft.errors import DataError
 
 MAX_EXAMPLES = 3
+CHOSEN = (Reason.LENGTH, Reason.REFUSAL, Reason.CONTAMINATED)
+"""Drops that somebody asked for by a setting; a recipe expects none of them."""
 
 
 @dataclass
@@ -66,6 +68,7 @@ def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:
     Raises: DataError with the counts by reason.
     """
     used = counts.rows_kept + counts.rows_dropped
+    dropped = counts.rows_dropped - sum(counts.reasons[reason] for reason in CHOSEN)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.reasons.most_common())
     if used and counts.num_damaged / used > source.max_damaged_share:
         raise DataError(
@@ -74,9 +77,9 @@ def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:
         )
     if used and not counts.rows_kept:
         raise DataError(f"source {name}: every row was dropped ({reasons})", hint="is it the right file?")
-    if used and counts.rows_dropped / used > source.max_drop_share:
+    if used and dropped / used > source.max_drop_share:
         raise DataError(
-            f"source {name}: {counts.rows_dropped} of {used} rows were dropped ({reasons}), "
+            f"source {name}: {dropped} of {used} rows were dropped ({reasons}), "
             f"more than its recipe expects (max_drop_share={source.max_drop_share}); the first:"
             + "".join(counts.examples),
             hint=f"look at the rows, or allow it with sources.{name}.max_drop_share=…",

@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sft.data.result_keys import RESULT_KEYS
 from sft.data.shards import DocumentTable, Shards
 
 Rows = NDArray[np.int64]
 LEFT_OUT, NOT_READ = "left_out", "not_read"
 """Why a row is missing that is not in the quarantine: by weight or number of conversations, or not looked at."""
-# Facts of a source that follow from the rows; what remains are its settings and inputs.
-_RESULTS = {
-    *("rows_read", "rows_skipped", "rows_kept", "rows_dropped", "reasons", "changed", "split", "truncated"),
-    *("documents", "distinct_conversations", "held_out_documents", "tokens", "supervised_tokens"),
-}
 _SETTINGS = ("version", "made_with", "tokenizer", "evaluation_files", "settings")
 
 
@@ -267,7 +263,7 @@ def _source_settings(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in facts.items():
         if name == "raw_files":
             yield name, [f"{item['name']} {item['sha256'][:12]}" for item in value]
-        elif name not in _RESULTS:
+        elif name not in RESULT_KEYS:
             yield from _flat(name, value)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +15,9 @@ from rich.text import Text
 
 from sft.chat.tokenizer import END, TAGS, ChatTokenizer
 from sft.data.diff import Conversations, Diff, SourceDiff, diff, summary
-from sft.data.inspect import one_line
+from sft.data.inspect import cell, one_line, print_line
 from sft.data.lineage import place_of, spans
+from sft.data.pack_sample import spread, visible
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError
 from sft.storage.publish import write_text
@@ -86,8 +86,8 @@ class _Texts:
 def _examples(result: Diff, item: SourceDiff, count: int) -> dict[str, list[Example]]:
     """Some rows of every kind of difference, spread over the source."""
     pairs = {"text changed": item.text, "tokens changed": item.tokens, "moved": item.moved}
-    chosen = {kind: (_spread(a, count), _spread(b, count)) for kind, (a, b) in pairs.items()}
-    lost, gained = _spread(item.lost, count), _spread(item.gained, count)
+    chosen = {kind: (spread(a, count).tolist(), spread(b, count).tolist()) for kind, (a, b) in pairs.items()}
+    lost, gained = spread(item.lost, count).tolist(), spread(item.gained, count).tolist()
     same_ends = len({shards.manifest["settings"]["end_token"] for shards in (result.a, result.b)}) == 1
     rows_a, rows_b = ([row for pair in chosen.values() for row in pair[side]] for side in (0, 1))
     texts_a = _Texts(result.a, result.rows_a, [*lost, *rows_a], with_ends=same_ends)
@@ -108,12 +108,6 @@ def _examples(result: Diff, item: SourceDiff, count: int) -> dict[str, list[Exam
     examples["lost"] = [_single(*a, row, texts_a, *b, result.records_b) for row in lost]
     examples["gained"] = [_single(*b, row, texts_b, *a, result.records_a) for row in gained]
     return {kind: found for kind, found in examples.items() if found}
-
-
-def _spread(rows: NDArray[np.int64], count: int) -> list[int]:
-    """The first, the last, and others at equal distances between them."""
-    count = min(count, len(rows))
-    return [int(row) for row in rows[np.arange(count) * (len(rows) - 1) // max(1, count - 1)]]
 
 
 def _place(shards: Shards, rows: Conversations, row: int) -> Example:
@@ -187,13 +181,13 @@ def _crop(line: str, start: int) -> str:
 def _print_overview(result: Diff, console: Console) -> None:
     for side, shards in (("A", result.a), ("B", result.b)):
         facts = shards.manifest
-        _print(console, f"{side}  {facts['name']}  {shards.folder}  content {facts['content_digest'][:12]}", "bold")
+        print_line(console, f"{side}  {facts['name']}  {shards.folder}  content {facts['content_digest'][:12]}", "bold")
     if result.is_same_build:
-        _print(console, "the same build, byte for byte")
+        print_line(console, "the same build: the manifests record the same bytes (to read all of them: sft verify)")
         return
-    _print(console, "settings and inputs that differ:" if result.settings else "no setting or input differs")
+    print_line(console, "settings and inputs that differ:" if result.settings else "no setting or input differs")
     for name, *values in result.settings:
-        _print(console, f"  {name}: {' → '.join(_short(value) for value in values)}")
+        print_line(console, f"  {name}: {' → '.join(_short(value) for value in values)}")
 
 
 def _short(value: Any) -> str:
@@ -209,17 +203,19 @@ def _print_rows(result: Diff, console: Console) -> None:
         pairs = (len(item.text[0]), len(item.tokens[0]))
         _add(table, name, item.num_a, item.num_b, item.num_same, *pairs, len(item.lost), len(item.gained))
     console.print(table)
-    _print(console, "other text: other turns in the same row; other tokens: the same turns, but not as")
-    _print(console, "many tokens, tokens with loss or pieces")
+    print_line(console, "other text: other turns in the same row; other tokens: the same turns, but not as")
+    print_line(console, "many tokens, tokens with loss or pieces")
     for name, item in result.sources.items():
         for what, reasons in (("lost from", item.lost_reasons), ("gained in", item.gained_reasons)):
             if reasons:
                 counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
                 where = "B" if what == "lost from" else "A"
-                _print(console, f"{what} {name}, in {where}: {counts}")
+                print_line(console, f"{what} {name}, in {where}: {counts}")
         if len(item.lost) and len(item.gained):
             shared, (num_a, num_b) = item.num_shared_digests, item.num_digests
-            _print(console, f"{name}, in whatever row: {shared:,} conversations in both, of {num_a:,} and {num_b:,}")
+            print_line(
+                console, f"{name}, in whatever row: {shared:,} conversations in both, of {num_a:,} and {num_b:,}"
+            )
 
 
 def _print_counts(result: Diff, console: Console) -> None:
@@ -231,8 +227,8 @@ def _print_counts(result: Diff, console: Console) -> None:
         moved = (item.num_to_valid, len(item.moved[0]) - item.num_to_valid, item.num_repacked)
         _add(table, name, *tokens, *shares, *moved)
     console.print(table)
-    _print(console, "loss: share of the tokens; to valid, to train: rows that changed sides")
-    _print(console, "uses: rows that are packed more or less often")
+    print_line(console, "loss: share of the tokens; to valid, to train: rows that changed sides")
+    print_line(console, "uses: rows that are packed more or less often")
     drops = _table("dropped from", "reason", "A", "B")
     drops.columns[1].justify = "left"
     for name in result.sources:
@@ -243,16 +239,16 @@ def _print_counts(result: Diff, console: Console) -> None:
     if drops.row_count:
         console.print(drops)
     else:
-        _print(console, "dropped for the same reasons, as many rows each")
+        print_line(console, "dropped for the same reasons, as many rows each")
 
 
 def _print_examples(name: str, kinds: dict[str, list[Example]], console: Console) -> None:
     for kind, examples in kinds.items():
-        console.rule(Text(f"{name}: {kind}"), align="left")
+        console.rule(Text(visible(f"{name}: {kind}")), align="left")
         for item in examples:
-            _print(console, one_line(f"{item['file']}, row {item['row']}: {_remark(kind, item)}"), "bold")
+            print_line(console, one_line(f"{item['file']}, row {item['row']}: {_remark(kind, item)}"), "bold")
             for line in item["difference"] if "difference" in item else [item["text"]]:
-                _print(console, f"  {one_line(line)}")
+                print_line(console, f"  {one_line(line)}")
 
 
 def _remark(kind: str, item: Example) -> str:
@@ -275,8 +271,4 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _add(table: Table, *cells: str | int) -> None:
-    table.add_row(*(cell if isinstance(cell, str) else f"{cell:,}" for cell in cells))
-
-
-def _print(console: Console, line: str, style: str = "") -> None:
-    console.print(Text(line, style), soft_wrap=True)
+    table.add_row(*(cell(value if isinstance(value, str) else f"{value:,}") for value in cells))

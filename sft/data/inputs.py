@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.metadata
 import json
+import platform
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +14,10 @@ import numpy as np
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig
-from sft.data.recipes import recipe_digests
+from sft.data.recipes import CONVERT, recipe_digests
 from sft.data.shards import Shards, token_type
 from sft.data.sources import SourceFile
+from sft.data.worker import Ingredients
 from sft.errors import ConfigError, DataError
 from sft.storage.manifest import file_sha256, text_sha256
 from sft.version import VERSION
@@ -26,10 +29,19 @@ _NOT_CONTENT = {
 }
 # Packages whose version may decide a byte.
 _LIBRARIES = (
-    *("backports.zstd", "beautifulsoup4", "datasets", "ftfy", "jinja2", "markdownify", "markupsafe", "msgspec"),
+    *("backports.zstd", "beautifulsoup4", "ftfy", "jinja2", "markdownify", "markupsafe", "msgspec"),
     *("numpy", "py3langid", "pyarrow", "tokenizers"),
 )
+MAX_SHOWN = 5
 _CODE = Path(__file__).parents[1]
+# What a unit's documents depend on; everything else is decided for the corpus as a whole.
+_SETTINGS_OF_UNITS = (
+    *("seq_len", "seed", "system", "supervise", "end_token", "evaluation_ngram_words", "max_row_bytes"),
+)
+_SOURCE_OF_UNITS = (
+    *("system", "too_long", "switches", "repair", "language", "min_answer_characters", "max_characters"),
+    *("refusals", "personal_data", "decontaminate", "weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +95,20 @@ class Inputs:
         return _digest(self.facts)
 
     def unit_digest(self, source: str, file: SourceFile) -> str:
-        """Equal for rows of which the same documents must come, whatever the other sources are."""
-        others = {key: value for key, value in self.facts.items() if key not in ("name", "sources")}
-        mine = {key: value for key, value in self.facts["sources"][source].items() if key != "raw_files"}
+        """Equal for rows of which the same documents must come, whatever the other sources and settings are."""
+        common = {key: self.facts[key] for key in ("version", "made_with", "evaluation_files", "tokenizer")}
+        settings = {key: self.facts["settings"][key] for key in _SETTINGS_OF_UNITS}
+        mine = {key: self.facts["sources"][source][key] for key in _SOURCE_OF_UNITS}
+        code = self.facts["sources"][source]["recipe"][CONVERT]
         near = any(item.near_duplicates is not None for item in self.config.sources.values())
-        return _digest([others, source, mine, near, file.name, file.sha256])
+        return _digest([common, settings, source, mine, code, near, file.name, file.sha256])
+
+    @property
+    def ingredients(self) -> Ingredients:
+        """What the workers load by themselves, as it was when the build began."""
+        recipes = {name: facts["recipe"] for name, facts in self.facts["sources"].items()}
+        evaluation = [file["sha256"] for file in self.facts["evaluation_files"]]
+        return Ingredients(self.facts["tokenizer"]["sha256"], recipes, evaluation)
 
 
 def _digest(facts: Any) -> str:
@@ -102,7 +123,8 @@ def made_with() -> dict[str, str]:
         for path in sorted((_CODE / part).rglob("*"))
         if path.suffix in (".py", ".html")
     )
-    return {"code_sha256": text_sha256(code), **{name: _version(name) for name in _LIBRARIES}}
+    python = platform.python_version()
+    return {"code_sha256": text_sha256(code), "python": python, **{name: _version(name) for name in _LIBRARIES}}
 
 
 def _version(package: str) -> str:
@@ -125,7 +147,24 @@ def published(out: Path, inputs: Inputs) -> Shards | None:
     except DataError as error:
         raise ConfigError(f"exists and is no whole build ({error.what})", on=out, hint="name another out=…") from error
     if shards.manifest["inputs_digest"] != wanted:
-        raise ConfigError(
-            "holds another build: its sources, recipes, settings or tokenizer differ", on=out, hint="name another out=…"
-        )
+        changed = list(_differences(shards.manifest, inputs.facts, ""))
+        shown = "".join(f"\n  - {line}" for line in changed[:MAX_SHOWN])
+        more = f"\n  - and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
+        raise ConfigError(f"holds another build:{shown}{more}", on=out, hint="name another out=…")
     return shards
+
+
+def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
+    """One line for every input that is not the same, with both values."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in now:
+            yield from _differences(before.get(key), now[key], f"{name}.{key}" if name else key)
+        # The manifest holds results beside its inputs, which are of one level with the sources' settings only.
+        yield from (f"{name}.{key}: there, not here" for key in before if name == "sources" and key not in now)
+    elif json.dumps(before) != json.dumps(now):
+        yield f"{name}: {_short(before)} there, {_short(now)} here"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

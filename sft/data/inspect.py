@@ -29,6 +29,7 @@ from sft.data.lineage import (
     token_origin,
 )
 from sft.data.pack_sample import visible
+from sft.data.roles import roles
 from sft.data.shards import Pack, Shards
 from sft.errors import ConfigError
 
@@ -40,24 +41,24 @@ def overview(folder: Path, console: Console) -> None:
     shards = Shards.open(folder, check_hashes=False)
     manifest = shards.manifest
     line = f"{manifest['name']}  {folder}  content {manifest['content_digest'][:12]}"
-    console.print(Text(visible(line), "bold"), soft_wrap=True)
+    print_line(console, line, "bold")
     splits = Table("split", "packs", "documents", "tokens", "supervised", "density")
     for name, facts in manifest["splits"].items():
         share = facts["supervised_tokens"] / max(1, facts["tokens"])
         counts = (f"{facts[key]:,}" for key in ("packs", "documents", "tokens"))
-        splits.add_row(name, *counts, f"{share:.1%}", f"{facts['density']:.3%}")
+        splits.add_row(cell(name), *counts, f"{share:.1%}", f"{facts['density']:.3%}")
     console.print(splits)
     sources = Table("source", "rows", "kept", "documents", "tokens", "supervised")
     for name, facts in manifest["sources"].items():
         share = facts["supervised_tokens"] / max(1, facts["tokens"])
         counts = (f"{facts[key]:,}" for key in ("rows_read", "rows_kept", "documents", "tokens"))
-        sources.add_row(name, *counts, f"{share:.1%}")
+        sources.add_row(cell(name), *counts, f"{share:.1%}")
     console.print(sources)
     for name, facts in manifest["sources"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in facts["reasons"].items())
         cause = " or ".join(skipping(facts))
         skipped = f"; {facts['rows_skipped']:,} left out by {cause}" if facts["rows_skipped"] else ""
-        console.print(f"dropped from {name}: {reasons or 'nothing'}{skipped}", highlight=False, soft_wrap=True)
+        print_line(console, f"dropped from {name}: {reasons or 'nothing'}{skipped}")
 
 
 def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
@@ -86,12 +87,14 @@ def trace(folder: Path, split: str, index: int, token: int, console: Console, so
     loss = "with loss" if origin.has_loss else "without loss"
     if origin.is_control and origin.has_loss and shards.manifest["settings"]["supervise"] == "assistant":
         loss += ": it ends the answer before it"
-    _print(console, f"{split} pack {index}, token {token}: {_spelling(origin)} (id {origin.token_id}), {kind}{loss}")
-    _print(console, f"  text    {_window(origin)}")
+    print_line(
+        console, f"{split} pack {index}, token {token}: {_spelling(origin)} (id {origin.token_id}), {kind}{loss}"
+    )
+    print_line(console, f"  text    {_window(origin)}")
     number = "" if origin.exchange is None else f", exchange {origin.exchange} of its conversation"
-    _print(console, f"  turn    {origin.role}{number}")
-    _print(console, f"  row     {_origin(shards, origin.doc_id)} (document {origin.doc_id})")
-    _print(console, f"  digest  {digest:016x} of the conversation's turns")
+    print_line(console, f"  turn    {origin.role}{number}")
+    print_line(console, f"  row     {_origin(shards, origin.doc_id)} (document {origin.doc_id})")
+    print_line(console, f"  digest  {digest:016x} of the conversation's turns")
     _print_raw(shards, place, raw, console)
 
 
@@ -101,12 +104,12 @@ def trace_row(folder: Path, text: str, console: Console, sources_dir: Path | Non
     place = parse_place(shards, text)
     fate = row_fate(shards, place)
     raw = raw_row(shards, place, sources_dir) if sources_dir is not None else None
-    _print(console, f"{place.source}: {place.file}, row {place.row}: {_verdict(shards, fate, raw)}")
+    print_line(console, f"{place.source}: {place.file}, row {place.row}: {_verdict(shards, fate, raw)}")
     for doc_id in fate.doc_ids:
-        _print(console, f"  {_document(shards, doc_id)}")
+        print_line(console, f"  {_document(shards, doc_id)}")
         for span in fate.spans:
             if span.doc_id == doc_id:
-                _print(console, f"    {span.split} pack {span.pack}, tokens {span.start}–{span.stop - 1}")
+                print_line(console, f"    {span.split} pack {span.pack}, tokens {span.start}–{span.stop - 1}")
     for record in fate.dropped:
         _print_record(record, console)
     _print_raw(shards, place, raw, console)
@@ -127,14 +130,20 @@ def print_packs(shards: Shards, split: str, packs: list[int], console: Console, 
     for source in sorted(documents):
         share = f"{tokens[source] / tokens.total():.1%}"
         counts = (f"{documents[source]:,}", f"{tokens[source]:,}", share, f"{supervised[source]:,}")
-        summary.add_row(table.sources[source], *counts)
+        summary.add_row(cell(table.sources[source]), *counts)
     console.print(summary)
     for span in found if full else ():
-        _print(console, f"{_place(span)}: document {span.doc_id}, {_origin(shards, span.doc_id)}")
+        print_line(console, f"{_place(span)}: document {span.doc_id}, {_origin(shards, span.doc_id)}")
 
 
-def _print(console: Console, line: str) -> None:
-    console.print(Text(visible(line)), soft_wrap=True)
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is, whatever the console would take for markup or an escape."""
+    console.print(Text(visible(line), style), soft_wrap=True)
+
+
+def cell(text: str) -> Text:
+    """A table's cell with the text as it is."""
+    return Text(visible(text))
 
 
 def _place(span: Span) -> str:
@@ -188,19 +197,21 @@ def _document(shards: Shards, doc_id: int) -> str:
 def _print_record(record: dict[str, Any], console: Console) -> None:
     piece = f"piece {record['piece']}: " if record["piece"] is not None else ""
     detail = f", {one_line(record['detail'])}" if record["detail"] else ""
-    _print(console, f"  {piece}{record['reason']}{detail}")
-    _print(console, f"  text    {one_line(record['excerpt'])}")
+    print_line(console, f"  {piece}{record['reason']}{detail}")
+    print_line(console, f"  text    {one_line(record['excerpt'])}")
     twin = record["twin"]
     if twin:
-        _print(console, f"  twin    {twin['source']}:{twin['file']}:{twin['row']} (similarity {twin['similarity']})")
-        _print(console, f"          {one_line(twin['excerpt'])}")
+        print_line(
+            console, f"  twin    {twin['source']}:{twin['file']}:{twin['row']} (similarity {twin['similarity']})"
+        )
+        print_line(console, f"          {one_line(twin['excerpt'])}")
 
 
 def _print_raw(shards: Shards, place: Place, raw: str | None, console: Console) -> None:
     """The raw file's hash and, if it is known, the row itself."""
-    _print(console, f"  file    sha256 {raw_file(shards, place)['sha256']}")
+    print_line(console, f"  file    sha256 {raw_file(shards, place)['sha256']}")
     if raw is not None:
-        _print(console, f"raw row\n{raw}")
+        print_line(console, f"raw row\n{raw}")
 
 
 def _pack(shards: Shards, split: str, index: int) -> Pack:
@@ -219,13 +230,8 @@ def _origin(shards: Shards, doc_id: int) -> str:
 
 def _coloured(ids: np.ndarray, mask: np.ndarray, tokenizer: ChatTokenizer) -> Iterator[tuple[str, str]]:
     """Runs of tokens of one role and one mask value, as (text, style)."""
-    tags = {tokenizer.system_id: "system", tokenizer.user_id: "user", tokenizer.assistant_id: "assistant"}
-    role = "system"
-    roles = []
-    for token_id in ids.tolist():
-        role = tags.get(token_id, role)
-        roles.append("end" if token_id == tokenizer.end_id else role)
-    edges = [0, *(i for i in range(1, len(ids)) if (roles[i], mask[i]) != (roles[i - 1], mask[i - 1])), len(ids)]
+    named = list(roles(ids.tolist(), tokenizer))
+    edges = [0, *(i for i in range(1, len(ids)) if (named[i], mask[i]) != (named[i - 1], mask[i - 1])), len(ids)]
     for start, end in itertools.pairwise(edges):
-        style = ROLE_STYLES[roles[start]] + (" underline" if mask[start] else "")
+        style = ROLE_STYLES[named[start]] + (" underline" if mask[start] else "")
         yield visible(tokenizer.decode([ids[start:end]])[0]), style

@@ -8,18 +8,19 @@ from typing import IO, Any
 
 CHUNK_CHARACTERS = 1 << 20
 """How much text is held at a time, if no item is longer."""
-MAX_ITEM_CHARACTERS = 1 << 26
-"""No conversation is as long; without a limit a missing quote would load the whole file."""
+LONGEST_CUT_CHARACTERS = 16
+"""More than a cut literal, number or escape can have, up to nearly all of `-Infinity`."""
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
-def array_items(stream: IO[bytes]) -> Iterator[Any]:
+def array_items(stream: IO[bytes], max_characters: int) -> Iterator[Any]:
     """The items of the array that a stream of UTF-8 holds.
 
-    Raises: ValueError if it is not one whole JSON array and nothing else.
+    Raises: ValueError if it is not one whole JSON array and nothing else, or an item has `max_characters` or more:
+    without a limit a missing quote would load the whole file.
     """
-    window = _Window(io.TextIOWrapper(stream, encoding="utf-8-sig"))
+    window = _Window(io.TextIOWrapper(stream, encoding="utf-8-sig"), max_characters)
     window.take("[")
     if window.peek() != "]":
         yield window.value()
@@ -34,8 +35,9 @@ def array_items(stream: IO[bytes]) -> Iterator[Any]:
 class _Window:
     """A piece of a text, moved along as it is read."""
 
-    def __init__(self, text: IO[str]) -> None:
-        self._text, self._piece, self._place = text, "", 0
+    def __init__(self, text: IO[str], max_characters: int) -> None:
+        self._text, self._max_characters = text, max_characters
+        self._piece, self._place = "", 0
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
@@ -58,20 +60,26 @@ class _Window:
         while True:
             try:
                 value, end = self._decode(self._piece, self._place)
-            except json.JSONDecodeError:
-                if not self._grow():
-                    raise
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut(error) or not self._grow():
+                    place = error.pos - self._place
+                    raise ValueError(f"{error.msg}, {place:,} characters into the item") from error
             else:
                 # What stops at the end of the piece may be the first half of a number.
                 if end < len(self._piece) or not self._grow():
                     self._place = end
                     return value
 
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more text may heal the error: only that of an open string is told at its start, not at the cut."""
+        at_cut = error.pos >= len(self._piece) - LONGEST_CUT_CHARACTERS
+        return at_cut or error.msg.startswith("Unterminated string")
+
     def _grow(self) -> bool:
         """Read on, forgetting what is behind; at least doubled, so that a long item is not decoded over and over."""
         kept = len(self._piece) - self._place
-        if kept > MAX_ITEM_CHARACTERS:
-            raise ValueError(f"an item of more than {MAX_ITEM_CHARACTERS:,} characters")
-        more = self._text.read(max(CHUNK_CHARACTERS, kept))
+        if kept >= self._max_characters:
+            raise ValueError(f"an item of {self._max_characters:,} characters or more")
+        more = self._text.read(min(max(CHUNK_CHARACTERS, kept), self._max_characters - kept))
         self._piece, self._place = self._piece[self._place :] + more, 0
         return bool(more)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.corpus import Place
+from sft.data.roles import role_tags
 from sft.data.shards import Pack, Shards
 from sft.data.sources import MAX_ROW_BYTES, read_rows
 from sft.errors import ConfigError, DataError
@@ -82,7 +83,7 @@ def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: in
         raise ConfigError(f"token {token} is padding or outside", hint=f"the pack's documents are tokens 0 to {last}")
     [(doc_id, place)] = holding
     ids, here = pack.input_ids_T[place], token - place.start
-    roles = {tokenizer.system_id: "system", tokenizer.user_id: "user", tokenizer.assistant_id: "assistant"}
+    roles = role_tags(tokenizer)
     tags = [token_id for token_id in ids[: here + 1].tolist() if token_id in roles]
     exchanges = tags.count(tokenizer.user_id)
     return TokenOrigin(
@@ -100,7 +101,9 @@ def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: in
 
 def spans(shards: Shards, doc_ids_D: NDArray[Any]) -> list[Span]:
     """Every place of these documents, in the order of splits and packs."""
-    found = []
+    found: list[Span] = []
+    if not len(doc_ids_D):
+        return found
     for name in shards.manifest["splits"]:
         ids_P, lengths_P, counts_N = shards.split(name).placed
         stops_P, firsts_N = np.cumsum(lengths_P), np.cumsum(counts_N) - counts_N

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.chat.tokenizer import ChatTokenizer
+from sft.data.roles import role_tags, roles
 from sft.data.shards import Pack, Shards, Split
 
 MAX_BYTES = 1_200_000
@@ -21,7 +22,7 @@ TOKEN_BYTES, DOCUMENT_BYTES = 6, 280
 BORDER = "\x7f"
 """Stands between tokens; no visible text holds it."""
 
-_TAG, _END = "t", "e"
+_TAG = "t"
 _CONTROLS = ((0, 0x09), (0x0B, 0x20), (0x7F, 0xA0), (0x2028, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
 _VISIBLE = {code: f"\\u{code:04x}" for start, stop in _CONTROLS for code in range(start, stop)}
 
@@ -42,13 +43,9 @@ class Contents:
     @classmethod
     def of(cls, split: Split) -> "Contents":
         """Read the document lists of all packs."""
-        packs = [split[index] for index in range(len(split))]
-        none = np.zeros(0, np.int64)
-        return cls(
-            np.concatenate([none, *(pack.doc_ids_D for pack in packs)]).astype(np.int64),
-            np.array([len(pack.doc_ids_D) for pack in packs], np.int64),
-            np.array([pack.num_tokens for pack in packs], np.int64),
-        )
+        doc_ids_D, lengths_D, num_documents_N = split.placed
+        ends = np.append(0, np.cumsum(lengths_D))
+        return cls(doc_ids_D, num_documents_N, np.diff(ends[np.append(0, np.cumsum(num_documents_N))]))
 
 
 def choose(contents: Contents, source_of_document: NDArray[Any], packs_per_source: int, max_bytes: int) -> list[int]:
@@ -60,13 +57,13 @@ def choose(contents: Contents, source_of_document: NDArray[Any], packs_per_sourc
     bytes_N = TOKEN_BYTES * contents.num_tokens_N + DOCUMENT_BYTES * contents.num_documents_N
     count = max(1, min(packs_per_source, num_packs))
     while True:
-        chosen = np.unique(np.concatenate([_spread(packs, count) for packs in sources]))
+        chosen = np.unique(np.concatenate([spread(packs, count) for packs in sources]))
         if count == 1 or bytes_N[chosen].sum() <= max_bytes:
             return [int(index) for index in chosen]
         count -= max(1, count // 8)
 
 
-def _spread(items: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def spread(items: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """The first, the last, and others at equal distances between them."""
     count = min(count, len(items))
     return items[np.arange(count) * (len(items) - 1) // max(1, count - 1)]
@@ -78,7 +75,7 @@ class PackTexts:
     def __init__(self, shards: Shards, packs: Iterable[Pack]) -> None:
         self._table = shards.documents
         self._tokenizer = tokenizer = ChatTokenizer.load(shards.tokenizer_path)
-        self._letters = {tokenizer.system_id: "s", tokenizer.user_id: "u", tokenizer.assistant_id: "a"}
+        self._tags = role_tags(tokenizer)
         ids = np.unique(np.concatenate([np.zeros(0, np.int64), *(pack.input_ids_T for pack in packs)])).tolist()
         self._spelling: dict[int, str] = dict(zip(ids, tokenizer.decode([[token_id] for token_id in ids]), strict=True))
 
@@ -104,19 +101,14 @@ class PackTexts:
         }
 
     def _runs(self, ids: Sequence[int], mask: Sequence[int]) -> Iterator[str]:
-        """Runs of tokens of one role and mask value: the role's letter, a capital with loss, and the tokens."""
-        kinds = (letter.upper() if loss else letter for letter, loss in zip(self._roles(ids), mask, strict=True))
+        """Runs of tokens of one role and mask value: the role's first letter, a capital with loss, and the tokens."""
+        letters = (
+            _TAG if token_id in self._tags else role[0]
+            for token_id, role in zip(ids, roles(ids, self._tokenizer), strict=True)
+        )
+        kinds = (letter.upper() if loss else letter for letter, loss in zip(letters, mask, strict=True))
         for kind, members in itertools.groupby(zip(kinds, ids, strict=True), key=lambda item: item[0]):
             yield kind + self._spelled([token_id for _, token_id in members])
-
-    def _roles(self, ids: Sequence[int]) -> Iterator[str]:
-        role = "s"
-        for token_id in ids:
-            if token_id in self._letters:
-                role = self._letters[token_id]
-                yield _TAG
-            else:
-                yield _END if token_id == self._tokenizer.end_id else role
 
     def _spelled(self, ids: Sequence[int]) -> str:
         """The text of some tokens with borders between them, without borders if single tokens do not add up to it."""

@@ -1,10 +1,11 @@
 """Units through worker processes, finished ones in order, memory bounded."""
 
+import functools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -13,36 +14,51 @@ from pathlib import Path
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig
 from sft.data.unit import Unit, UnitFile, write_unit
-from sft.data.worker import Worker
+from sft.data.worker import Ingredients, Worker, wanted_check_share
 from sft.errors import PeerError, StorageError
 
-_worker: Worker | None = None
-"""The worker of this process, if it is one of a pool's: loading one per unit would cost more than the unit."""
+Find = Callable[[Path], UnitFile | None]
+
+_load: Callable[[], Worker] | None = None
+"""Loads the worker of this process, if it is one of a pool's, once: doing so per unit would cost more than the unit."""
 
 
 def run_units(
-    config: BuildConfig, recipes: Path, work: Path, units: Iterator[Unit], tokenizer: ChatTokenizer | None = None
+    config: BuildConfig,
+    recipes: Path,
+    work: Path,
+    units: Iterator[Unit],
+    tokenizer: ChatTokenizer | None = None,
+    expected: Ingredients | None = None,
 ) -> Generator[UnitFile]:
     """All units in order, finished, by as many processes as the config says; those on disk are not made again.
 
     A `tokenizer` that is loaded already serves if the work is done in this process.
 
-    Raises: PeerError if a worker process dies.
+    Raises: PeerError if a worker process dies, ConfigError if what it loads is not what is expected.
     """
     # One tokenizer thread per process: the processes are the parallelism, and their number is the user's.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
     num_workers = config.workers or _num_cores()
+    find = functools.partial(_usable, least_share=wanted_check_share(config))
     if num_workers == 1:
-        yield from _one_by_one(config, recipes, work, units, tokenizer)
+        load = functools.cache(functools.partial(Worker, config, recipes, tokenizer, expected))
+        yield from _one_by_one(load, find, work, units)
         return
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, (os.getpid(), config, recipes))
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, (os.getpid(), config, recipes, expected))
     try:
-        yield from _in_order(pool, work, units, ahead=2 * num_workers)
+        yield from _in_order(pool, find, work, units, ahead=2 * num_workers)
     except BrokenProcessPool as error:
         raise PeerError("a worker process died", hint="check memory, or use fewer: workers=1") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _usable(path: Path, least_share: float) -> UnitFile | None:
+    """The finished unit, if there is one and as much of it was compared with the reference as is asked for."""
+    unit = UnitFile.open(path)
+    return unit if unit is not None and unit.header["checked_share"] >= least_share else None
 
 
 def _num_cores() -> int:
@@ -50,23 +66,20 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_by_one(
-    config: BuildConfig, recipes: Path, work: Path, units: Iterator[Unit], tokenizer: ChatTokenizer | None
-) -> Iterator[UnitFile]:
-    worker = None
+def _one_by_one(load: Callable[[], Worker], find: Find, work: Path, units: Iterator[Unit]) -> Iterator[UnitFile]:
     for unit in units:
         path = work / unit.name
-        finished = UnitFile.open(path)
+        finished = find(path)
         if finished is None:
-            worker = worker or Worker(config, recipes, tokenizer)
-            write_unit(path, worker.run(unit))
+            write_unit(path, load().run(unit))
         yield finished or _opened(path)
 
 
-def _start(parent: int, config: BuildConfig, recipes: Path) -> None:
-    global _worker
+def _start(parent: int, config: BuildConfig, recipes: Path, expected: Ingredients | None) -> None:
+    global _load
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    _worker = Worker(config, recipes)
+    # Loaded with the first unit: an error travels home from there, while here it would only break the pool.
+    _load = functools.cache(functools.partial(Worker, config, recipes, None, expected))
 
 
 def _end_with_parent(parent: int) -> None:
@@ -77,17 +90,17 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _run(unit: Unit, path: Path) -> None:
-    if _worker is None:
+    if _load is None:
         raise RuntimeError("the pool did not start its worker")
-    write_unit(path, _worker.run(unit))
+    write_unit(path, _load().run(unit))
 
 
-def _in_order(pool: Executor, work: Path, units: Iterator[Unit], ahead: int) -> Iterator[UnitFile]:
+def _in_order(pool: Executor, find: Find, work: Path, units: Iterator[Unit], ahead: int) -> Iterator[UnitFile]:
     """Finished units in order, the rows of no more than `ahead` of them in memory."""
     waiting: deque[tuple[Path, UnitFile | Future[None]]] = deque()
     for unit in units:
         path = work / unit.name
-        waiting.append((path, UnitFile.open(path) or pool.submit(_run, unit, path)))
+        waiting.append((path, find(path) or pool.submit(_run, unit, path)))
         if len(waiting) > ahead:
             yield _finished(*waiting.popleft())
     while waiting:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.data.card import data_card
-from sft.data.corpus import Corpus, token_ends
+from sft.data.corpus import Corpus
 from sft.data.counts import SourceCounts
 from sft.data.inputs import Inputs
 from sft.data.pack import Bins, pack
@@ -180,7 +180,7 @@ def _copy(
     edges = np.searchsorted(placed[order], corpus.unit_ends)
     for number in np.flatnonzero(np.diff(edges)).tolist():
         unit = corpus.units[number]
-        ends, unit_ids, unit_mask = token_ends(unit), unit.ids(), unit.loss_mask()
+        ends, unit_ids, unit_mask = corpus.token_ends(number), unit.ids(), unit.loss_mask()
         mine = order[edges[number] : edges[number + 1]]
         local = placed[mine] - corpus.unit_ends[number]
         spans = zip(ends[local].tolist(), ends[local + 1].tolist(), starts[mine].tolist(), strict=True)

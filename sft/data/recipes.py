@@ -80,10 +80,10 @@ def _recipe_layer(folder: Path, name: str) -> Layer:
     if not path.is_file():
         known = sorted(place.parent.name for place in folder.glob(f"*/{RECIPE}"))
         near = difflib.get_close_matches(name, known, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none there'}"
         raise ConfigError(
             f"no recipe for source {name!r}; {advice}",
-            on=folder,
+            on=path,
             hint="a mixture lies in a folder beside the recipes, as data_recipes/mixtures does",
         )
     layer = read_yaml(path)

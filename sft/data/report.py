@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sft.data.histogram import Histogram, log_edges, log_histogram, share_histogram
 from sft.data.licences import consequences, source_licences
 from sft.data.pack_sample import MAX_BYTES, Contents, PackTexts, choose, visible
+from sft.data.result_keys import RESULT_KEYS
 from sft.data.shards import DocumentTable, Shards
 from sft.errors import ConfigError
 from sft.storage.publish import write_text
@@ -25,17 +26,8 @@ from sft.storage.publish import write_text
 TEMPLATE = Path(__file__).with_name("report.html")
 MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 3, 400
 _COUNTED = {"rows_read", "rows_skipped", "rows_kept", "rows_dropped", "documents", "held_out_documents", "tokens"}
-_SHOWN_ELSEWHERE = {
-    *_COUNTED,
-    "supervised_tokens",
-    "reasons",
-    "changed",
-    "title",
-    "licence",
-    "commercial",
-    "raw_files",
-    "recipe",
-}
+_RESULTS_IN_NO_TABLE = {"split", "truncated", "distinct_conversations"}
+_SHOWN_ELSEWHERE = {*RESULT_KEYS - _RESULTS_IN_NO_TABLE, "title", "licence", "commercial", "raw_files", "recipe"}
 
 PackNumbers = Sequence[tuple[str, int]]
 """Packs by split and number, from 0."""
@@ -52,10 +44,12 @@ def report(folder: Path, packs_per_source: int = 8, packs: PackNumbers = ()) -> 
 def write_report(folder: Path, out: Path, packs_per_source: int = 8, packs: PackNumbers = ()) -> None:
     """Write the page about a published build to a file.
 
-    Raises: ConfigError if the file would lie in the build, which nothing may be added to.
+    Raises: ConfigError if the file would lie in the build, which nothing may be added to, or is something else.
     """
     if out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError("lies in the build, whose files are fixed", on=out, hint="name a file elsewhere")
+    if out.exists() and out.suffix not in (".html", ".htm"):
+        raise ConfigError("exists and is no HTML file", on=out, hint="name a new file, such as packs.html")
     write_text(out, report(folder, packs_per_source, packs))
 
 

@@ -1,4 +1,4 @@
-"""Packed sequences on disk: Arrow IPC files, uncompressed and memory-mapped. The only file that imports pyarrow.
+"""Packed sequences on disk: Arrow IPC files, uncompressed and memory-mapped. One of two files that import pyarrow.
 
 T = tokens of one pack (seq_len), N = packs of one call, D = documents of one pack.
 """
@@ -16,7 +16,7 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import Manifest, damaged_files, read_manifest
+from sft.storage.manifest import LateHashes, Manifest, damaged_files, read_manifest, refuse_damaged
 
 KIND = "shards"
 SCHEMA_VERSION = 2
@@ -144,10 +144,10 @@ def write_documents(path: Path, table: DocumentTable) -> None:
 class Split:
     """Random access to the packs of one split, straight from the memory-mapped files."""
 
-    def __init__(self, folder: Path, name: str, facts: dict[str, Any]) -> None:
-        self.name = name
-        self._batches = [batch for shard in facts["shards"] for batch in _open(folder / shard["file"])]
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+    def __init__(self, folder: Path, name: str, facts: dict[str, Any], hashes: LateHashes | None = None) -> None:
+        self.name, self._hashes = name, hashes or LateHashes(folder)
+        self._batches = [(shard["file"], batch) for shard in facts["shards"] for batch in _open(folder / shard["file"])]
+        self._starts = np.cumsum([0, *(batch.num_rows for _, batch in self._batches)])
         self._views: dict[int, tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]] = {}
         if len(self) != facts["packs"]:
             raise DataError(f"{name} holds {len(self)} packs, the manifest says {facts['packs']}", on=folder)
@@ -172,48 +172,52 @@ class Split:
     @cached_property
     def num_supervised_N(self) -> Ints:
         """Supervised tokens of every pack."""
-        columns = [self._view(number)[6] for number in range(len(self._batches))]
-        return np.concatenate(columns) if columns else np.zeros(0, np.uint32)
+        return np.concatenate([np.zeros(0, np.uint32), *(view[6] for view in self._all_views())])
 
     @cached_property
     def placed(self) -> tuple[Ints, Ints, Ints]:
         """Ids and lengths of the documents of all packs, one behind the other, and how many each pack holds."""
-        views = [self._view(number) for number in range(len(self._batches))]
+        views = self._all_views()
         ids, lengths = (np.concatenate([np.zeros(0, np.int64), *(view[n] for view in views)]) for n in (5, 3))
         return ids, lengths, np.concatenate([np.zeros(0, np.int64), *(np.diff(view[4]) for view in views)])
 
+    def _all_views(self) -> list[tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]]:
+        self._hashes.check(file for file, _ in self._batches)
+        return [self._view(number) for number in range(len(self._batches))]
+
     def _view(self, number: int) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
         if number not in self._views:
-            self._views[number] = _arrays(self._batches[number])
+            file, batch = self._batches[number]
+            self._hashes.check([file])
+            self._views[number] = _arrays(batch)
         return self._views[number]
 
 
 class Shards:
     """A published build: its manifest, splits and documents."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, hashes: LateHashes | None = None) -> None:
+        self.folder, self.manifest, self._hashes = folder, manifest, hashes
 
     @classmethod
     def open(cls, folder: Path, *, check_hashes: bool = True) -> "Shards":
         """Open a build and make sure that it is the one that was published.
 
+        Without `check_hashes` the files of packs, which are large, are hashed later: each before it is first read from.
+
         Raises: DataError if a file is missing, cut or changed.
         """
         manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
-        damaged = list(damaged_files(folder, manifest, check_hashes=check_hashes))
-        if damaged:
-            raise DataError(
-                f"changed after the build: {'; '.join(damaged)}", on=folder, hint="restore the files or build again"
-            )
-        return cls(folder, manifest)
+        files = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
+        late = {} if check_hashes else {file: manifest["files"][file] for file in files}
+        refuse_damaged(folder, damaged_files(folder, manifest, unhashed=late))
+        return cls(folder, manifest, LateHashes(folder, late))
 
     def split(self, name: str) -> Split:
-        facts = self.manifest["splits"].get(name)
-        if facts is None:
-            known = ", ".join(self.manifest["splits"])
-            raise ConfigError(f"no split {name!r}; it has {known}", on=self.folder)
-        return Split(self.folder, name, facts)
+        splits = self.manifest["splits"]
+        if name not in splits:
+            raise ConfigError(f"no split {name!r}; it has {', '.join(splits)}", on=self.folder)
+        return Split(self.folder, name, splits[name], self._hashes)
 
     @property
     def seq_len(self) -> int:
@@ -244,20 +248,18 @@ class Shards:
 
 def _pack_schema(input_ids_NT: Ints) -> Any:
     ids, length = pa.from_numpy_dtype(input_ids_NT.dtype), input_ids_NT.shape[1]
-    return pa.schema(
-        [
-            pa.field("input_ids", pa.list_(ids, length), nullable=False),
-            pa.field("loss_mask", pa.list_(pa.uint8(), length), nullable=False),
-            pa.field("doc_lengths", pa.list_(pa.uint16()), nullable=False),
-            pa.field("doc_ids", pa.list_(pa.uint32()), nullable=False),
-            pa.field("num_supervised", pa.uint32(), nullable=False),
-        ]
-    )
+    types = {
+        "input_ids": pa.list_(ids, length),
+        "loss_mask": pa.list_(pa.uint8(), length),
+        "doc_lengths": pa.list_(pa.uint16()),
+        "doc_ids": pa.list_(pa.uint32()),
+        "num_supervised": pa.uint32(),
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
 
 
 def _record_batch(packs: Packs, chosen: slice, schema: Any) -> Any:
-    length = packs.input_ids_NT.shape[1]
-    ends = packs.ends[chosen.start : chosen.stop + 1]
+    ends, length = packs.ends[chosen.start : chosen.stop + 1], packs.input_ids_NT.shape[1]
     documents = slice(ends[0], ends[-1])
     ends = (ends - ends[0]).astype(np.int32)
     columns = [
@@ -267,8 +269,9 @@ def _record_batch(packs: Packs, chosen: slice, schema: Any) -> Any:
         pa.ListArray.from_arrays(ends, pa.array(packs.doc_ids[documents], pa.uint32())),
         pa.array(packs.num_supervised_N[chosen], pa.uint32()),
     ]
-    columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.record_batch(columns, schema=schema)
+    return pa.record_batch(
+        [column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
 
 
 def _names(indices: Ints, names: Sequence[str]) -> Any:

@@ -1,10 +1,7 @@
-"""Raw files → raw rows, streamed: .json, .jsonl and .parquet, plain or compressed as .gz or .zst.
-
-The only file that imports `datasets`, which reads the parquet files.
-"""
+"""Raw files → raw rows, streamed: .json, .jsonl and .parquet, plain or compressed as .gz or .zst."""
 
 import gzip
-import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from sft.data.json_array import array_items
-from sft.errors import DataError
+from sft.data.parquet import parquet_rows
+from sft.errors import DataError, StorageError
 from sft.storage.manifest import file_sha256
 
 if sys.version_info >= (3, 14):
@@ -27,7 +25,8 @@ else:
 
 MAX_ROW_BYTES = 4_000_000
 """Longer than any conversation; the tokenizer takes more than a hundred bytes of memory for each byte of text."""
-ROWS_PER_TABLE = 1000
+CHARACTERS_PER_BYTE = 4
+"""What an array's row may take in its file beyond its own size: escapes, blanks and the names of its fields."""
 COMPRESSED = (".gz", ".zst")
 LARGE_FILE_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -49,20 +48,30 @@ class SourceFile:
 def find_files(sources_dir: Path, patterns: Sequence[str]) -> list[Path]:
     """The files that match a recipe's patterns, compressed or not, sorted by name.
 
-    Raises: DataError if a file lies there twice, plain and compressed, which would double its rows.
+    Raises: DataError if a file lies there twice, plain and compressed, which would double its rows, or is a link to
+    nothing, which would leave them out.
     """
-    found = {
+    matches = {
         path
         for pattern in patterns
         for suffix in ("", *COMPRESSED)
-        for path in sources_dir.glob(pattern + suffix)
-        if path.is_file() and not path.name.startswith(".")
+        for path in sources_dir.glob(_as_wildcard(pattern + suffix))
+        if not path.name.startswith(".")
     }
+    dangling = sorted(path for path in matches if path.is_symlink() and not path.exists())
+    if dangling:
+        raise DataError("is a link that points to nothing", on=dangling[0], hint="fetch the file again")
+    found = {path for path in matches if path.is_file()}
     plain = Counter(_plain_name(path) for path in found)
     twice = [name for name, count in plain.items() if count > 1]
     if twice:
         raise DataError("is there plain and compressed, or compressed twice", on=twice[0], hint="keep one of them")
     return sorted(found)
+
+
+def _as_wildcard(pattern: str) -> str:
+    """The pattern with a wildcard in its last part: a name without any is not looked up if its link is broken."""
+    return re.sub(r"(\w)$", r"[\1]", pattern)
 
 
 def _plain_name(path: Path) -> str:
@@ -72,17 +81,22 @@ def _plain_name(path: Path) -> str:
 def identify(path: Path, sources_dir: Path) -> SourceFile:
     """A raw file's name, size and hash.
 
-    Raises: DataError if it is empty or only a large-file pointer.
+    Raises: DataError if it is empty or only a large-file pointer, StorageError if it cannot be read.
     """
-    with path.open("rb") as stream:
-        start = stream.read(64)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+        status, sha256 = path.stat(), file_sha256(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot be read: {error.strerror or error}", on=path, hint="check its permissions and the disk"
+        ) from error
     if not start:
         raise DataError("the file is empty", on=path, hint="download it again")
     if start.startswith(LARGE_FILE_POINTER):
         raise DataError("is a Git LFS pointer, not the data itself", on=path, hint="fetch the real file: git lfs pull")
-    status = path.stat()
     name = path.relative_to(sources_dir).as_posix()
-    return SourceFile(path, name, status.st_size, file_sha256(path), status.st_mtime_ns)
+    return SourceFile(path, name, status.st_size, sha256, status.st_mtime_ns)
 
 
 def require_unchanged(file: SourceFile) -> None:
@@ -100,7 +114,7 @@ def read_rows(path: Path, max_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int,
 
     Of a line longer than `max_bytes` only the start is held, one byte more than allowed.
 
-    Raises: DataError if the file is cut short or not in its format.
+    Raises: DataError if the file is cut short or not in its format, or an array's item is several times `max_bytes`.
     """
     row = -1
     try:
@@ -115,13 +129,14 @@ def read_rows(path: Path, max_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int,
 
 def _rows(path: Path, max_bytes: int) -> Iterator[tuple[int, RawRow]]:
     if _plain_name(path).endswith(".parquet"):
-        yield from enumerate(_parquet_rows(path))
+        with _unpacked(path) as plain:
+            yield from enumerate(parquet_rows(plain))
         return
     with _open(path) as stream:
         is_array = _first_character(stream) == b"["
         stream.seek(0)
         if is_array:
-            yield from enumerate(array_items(stream))
+            yield from enumerate(array_items(stream, CHARACTERS_PER_BYTE * max_bytes))
         else:
             yield from (
                 (number, line)
@@ -135,20 +150,6 @@ def _lines(stream: IO[bytes], max_bytes: int) -> Iterator[bytes]:
         yield line
         while len(line) > max_bytes and not line.endswith(b"\n"):  # skip the rest of it
             line = stream.readline(max_bytes + 1)
-
-
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Keep `datasets` from importing torch, which reading rows does not need and which takes 2 s and 300 MB."""
-    before = os.environ.get("USE_TORCH")
-    os.environ["USE_TORCH"] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["USE_TORCH"]
-        else:
-            os.environ["USE_TORCH"] = before
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -167,24 +168,14 @@ def _first_character(stream: IO[bytes]) -> bytes:
     return b""
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with _without_torch():
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-        from datasets.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    # Under a name of ours, since `datasets` takes brackets and stars in a path for a pattern.
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "rows.parquet"
-        if path.suffix in COMPRESSED:
-            with _open(path) as source, plain.open("wb") as target:
-                shutil.copyfileobj(source, target)
-        else:
-            plain.symlink_to(path.resolve())
-        try:
-            rows = load_dataset("parquet", data_files=str(plain), split="train", streaming=True, cache_dir=folder)
-            for table in rows.with_format("arrow").iter(ROWS_PER_TABLE):
-                yield from table.to_pylist()
-        except (DatasetsError, RuntimeError) as error:
-            raise ValueError(str(error)) from error
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """The file itself or, for a format whose end is read first, its content in a temporary one."""
+    if path.suffix not in COMPRESSED:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile() as target:
+        with _open(path) as source:
+            shutil.copyfileobj(source, target)
+        target.flush()
+        yield Path(target.name)

@@ -68,6 +68,8 @@ class UnitResult:
     num_skipped: int
     """Conversations left out by the source's weight."""
     num_truncated: int
+    checked_share: float
+    """Share of the texts whose ids are known to be the reference tokenizer's."""
     changed: dict[str, int]
     """Conversations that a stage changed, by stage."""
     rejected: list[Rejected]
@@ -96,6 +98,7 @@ def write_unit(path: Path, result: UnitResult) -> None:
         "num_rows": result.num_rows,
         "num_skipped": result.num_skipped,
         "num_truncated": result.num_truncated,
+        "checked_share": result.checked_share,
         "changed": result.changed,
         "ids_type": arrays["ids"].dtype.name,
         "counts": {name: len(array) for name, array in arrays.items()},

@@ -4,6 +4,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,45 @@ from sft.config import BuildConfig, SourceConfig
 from sft.data.digests import digest, group_digest
 from sft.data.minhash import signatures
 from sft.data.quality.contamination import EvaluationIndex
+from sft.data.quality.personal_data import redact
 from sft.data.quality.stages import stages
-from sft.data.recipes import load_converter
+from sft.data.recipes import load_converter, recipe_digests
 from sft.data.rows import EXCERPT_CHARACTERS, excerpt, parse
 from sft.data.shards import token_type
 from sft.data.split import is_sampled
 from sft.data.unit import DOCUMENT_FIELDS, Rejected, Unit, UnitResult
-from sft.errors import DataError
+from sft.errors import ConfigError, DataError
+from sft.storage.manifest import file_sha256
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Hashes of what a worker loads by path."""
+
+    tokenizer: str
+    recipes: Mapping[str, Mapping[str, str]]
+    evaluation: Sequence[str]
+
+    @classmethod
+    def now(cls, config: BuildConfig, recipes: Path, tokenizer: ChatTokenizer) -> "Ingredients":
+        """As the files are at this moment."""
+        digests = {name: recipe_digests(recipes / name) for name in config.sources}
+        return cls(tokenizer.sha256, digests, [file_sha256(Path(file)) for file in config.evaluation_files])
 
 
 class Worker:
-    """Holds what every unit needs: the tokenizer, the recipes' functions and stages, the evaluation sets' index."""
+    """Holds what every unit needs: the tokenizer, the recipes' functions and stages, the evaluation sets' index.
 
-    def __init__(self, config: BuildConfig, recipes: Path, tokenizer: ChatTokenizer | None = None) -> None:
+    Raises: ConfigError if what it loads is not what the build began with.
+    """
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        recipes: Path,
+        tokenizer: ChatTokenizer | None = None,
+        expected: Ingredients | None = None,
+    ) -> None:
         self._config = config
         self._tokenizer = tokenizer or load_tokenizer(config)
         self._layouts = {name: layout(config, source) for name, source in config.sources.items()}
@@ -43,13 +70,17 @@ class Worker:
             for name, source in config.sources.items()
         }
         self._signs = needs_signatures(config)
+        # A fast tokenizer vouches for the share that was compared; the reference for everything.
+        self._checked_share = wanted_check_share(config)
+        if expected is not None and Ingredients.now(config, recipes, self._tokenizer) != expected:
+            raise ConfigError(
+                "a recipe, the tokenizer or an evaluation file changed since the build began",
+                on=recipes,
+                hint="build again when nobody edits them",
+            )
 
     def run(self, unit: Unit) -> UnitResult:
         """Turn the rows of a unit into documents."""
-        with _without_cycle_collection():
-            return self._result(unit)
-
-    def _result(self, unit: Unit) -> UnitResult:
         source = self._config.sources[unit.source]
         rejected: list[Rejected] = []
         kept: list[tuple[int, Conversation]] = []
@@ -63,18 +94,20 @@ class Worker:
                 outcome = done.conversation
                 changed.update(done.changed)
             if isinstance(outcome, Drop):
-                rejected.append(Rejected(number, None, outcome.reason, outcome.detail, excerpt(raw)))
+                rejected.append(_rejected(source, number, None, outcome, excerpt(raw, 2 * EXCERPT_CHARACTERS)))
             elif not is_sampled(outcome, source.weight, self._config.seed):
                 num_skipped += 1
             else:
                 kept.append((number, outcome))
-        records, documents, signed = self._documents(unit.source, source, kept, rejected)
+        with _without_cycle_collection():
+            records, documents, signed = self._documents(unit.source, source, kept, rejected)
         return UnitResult(
             unit.source,
             unit.file,
             len(unit.rows),
             num_skipped,
             sum(document.truncated for document in documents),
+            self._checked_share,
             dict(sorted(changed.items())),
             sorted(rejected, key=lambda item: (item.row, item.piece or 0)),
             np.array(records, DOCUMENT_FIELDS),
@@ -120,8 +153,8 @@ class Worker:
             for number, piece in enumerate(cut):
                 drop = piece if isinstance(piece, Drop) else next(proofs)
                 if drop is not None:
-                    text = conversation.messages[0].text[:EXCERPT_CHARACTERS]
-                    rejected.append(Rejected(row, number, drop.reason, drop.detail, text))
+                    text = conversation.messages[0].text[: 2 * EXCERPT_CHARACTERS]
+                    rejected.append(_rejected(source, row, number, drop, text))
                 elif isinstance(piece, Encoded):
                     counts = len(piece.ids), int(np.count_nonzero(piece.loss_mask))
                     records.append((row, number, piece.first_exchange, same, group, *counts, piece.truncated))
@@ -136,7 +169,7 @@ class Worker:
 
 @contextmanager
 def _without_cycle_collection() -> Iterator[None]:
-    """Spare the search for reference cycles: rows and tokens form none, and there are very many of them."""
+    """Spare the search for reference cycles: tokens and documents form none, and there are very many of them."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -152,6 +185,11 @@ def load_tokenizer(config: BuildConfig) -> ChatTokenizer:
     if config.tokenizer_backend == "fastokens":
         tokenizer.use_fast(config.tokenizer_check_share)
     return tokenizer
+
+
+def wanted_check_share(config: BuildConfig) -> float:
+    """The share of texts whose ids must be known to be the reference's."""
+    return 1.0 if config.tokenizer_backend == "tokenizers" else config.tokenizer_check_share
 
 
 def layout(config: BuildConfig, source: SourceConfig) -> Layout:
@@ -170,6 +208,13 @@ def system_text(config: BuildConfig, source: SourceConfig, conversation: Convers
 def needs_signatures(config: BuildConfig) -> bool:
     """Whether any source is searched for near duplicates; their twins may be in every other."""
     return any(source.near_duplicates is not None for source in config.sources.values())
+
+
+def _rejected(source: SourceConfig, row: int, piece: int | None, drop: Drop, text: str) -> Rejected:
+    """What is said about a row in the published folder, without the personal data that its source has redacted."""
+    shown = redact if source.personal_data == "redact" else str
+    # Redacted first and cut then, or half an address would be left.
+    return Rejected(row, piece, drop.reason, shown(drop.detail), shown(text)[:EXCERPT_CHARACTERS])
 
 
 def _concatenate(parts: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:

@@ -5,7 +5,7 @@ File formats do not notice a flipped bit; these hashes do. A folder without a ma
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not folder.exists():
+            raise DataError("no such folder", on=folder, hint=f"name a folder that holds {kind}") from None
         raise DataError(
             f"not a {kind} folder: it has no {MANIFEST}", on=folder, hint=f"name a folder that holds {kind}"
         ) from None
@@ -92,19 +94,49 @@ def manifest_kind(folder: Path) -> str | None:
         return None
 
 
-def damaged_files(folder: Path, manifest: Manifest, *, check_hashes: bool = True) -> Iterator[str]:
+def damaged_files(folder: Path, manifest: Manifest, *, unhashed: Container[str] = ()) -> Iterator[str]:
     """One sentence for every file that differs from the manifest: missing, cut, changed or added.
 
-    Without hashes, which need every byte read, a change that keeps the size goes unnoticed.
+    The files in `unhashed` are not read, so a change that keeps their size goes unnoticed.
     """
     recorded: dict[str, dict[str, Any]] = manifest["files"]
-    with ThreadPoolExecutor() as pool:
-        verdicts = pool.map(lambda name: _verdict(folder, name, recorded[name], check_hashes), recorded)
-        yield from (verdict for verdict in verdicts if verdict)
+    yield from _changed_files(folder, recorded, unhashed)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and name not in recorded:
             yield f"{name}: not in the manifest"
+
+
+def refuse_damaged(folder: Path, damaged: Iterable[str]) -> None:
+    """Raise a DataError if there are such sentences."""
+    if found := "; ".join(damaged):
+        raise DataError(f"changed after the build: {found}", on=folder, hint="restore the files or build again")
+
+
+class LateHashes:
+    """Files of a published folder that are hashed when they are first used, each once."""
+
+    def __init__(self, folder: Path, recorded: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """`recorded` is what the manifest says of them; of other files nothing is asked."""
+        self._folder, self._recorded = folder, dict(recorded or {})
+
+    def check(self, names: Iterable[str]) -> None:
+        """Hash those of these files that were not hashed yet.
+
+        Raises: DataError if one is missing or changed.
+        """
+        due = {name: self._recorded[name] for name in names if name in self._recorded}
+        if due:
+            refuse_damaged(self._folder, _changed_files(self._folder, due))
+            self._recorded = {name: facts for name, facts in self._recorded.items() if name not in due}
+
+
+def _changed_files(
+    folder: Path, recorded: Mapping[str, dict[str, Any]], unhashed: Container[str] = ()
+) -> Iterator[str]:
+    with ThreadPoolExecutor() as pool:
+        verdicts = pool.map(lambda name: _verdict(folder, name, recorded[name], name not in unhashed), recorded)
+        yield from filter(None, verdicts)
 
 
 def _text(manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ from rich.text import Text
 from sft.config import TrainConfig
 from sft.data.inspect import print_packs
 from sft.data.order import Order
+from sft.data.pack_sample import visible
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
 from sft.settings import load, read_yaml
@@ -33,7 +34,7 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
         f"packs {', '.join(map(str, packs))}",
         _logged(folder, step),
     ]
-    console.print(Text("\n".join(lines)), soft_wrap=not console.is_terminal)
+    console.print(Text(visible("\n".join(lines))), soft_wrap=not console.is_terminal)
     print_packs(shards, "train", packs, console, full=full)
 
 

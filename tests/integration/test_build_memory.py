@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from sft.data.shards import Shards
@@ -60,6 +62,27 @@ def test_ten_times_the_rows_need_hardly_more_memory(write_mixture: Callable[...,
     assert sizes[20_000] > 9.9 * sizes[2_000]
     assert peaks[20_000] - peaks[2_000] < 25
     assert peaks[20_000] < LIMIT_MB
+
+
+@pytest.mark.parametrize("num_rows", [20_000, 60], ids=["rows of 3 kB", "rows of 1 MB"])
+def test_a_parquet_file_of_one_row_group_is_not_held_whole(num_rows: int, write_mixture: Callable[..., Any]) -> None:
+    """One of 60 MB needs hardly more memory than one of 6 MB."""
+    raw = write_mixture(alpha=[])
+    recipe = raw.recipes / "alpha" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("alpha.jsonl", "alpha.parquet"))
+    random_bytes = random.Random(num_rows).randbytes
+    peaks = []
+    for count in (num_rows // 10, num_rows):
+        notes = [random_bytes(30_000_000 // num_rows).hex() for _ in range(count)]
+        table = pa.table({"turns": list(rows(count)), "notes": notes})
+        path = raw.sources_dir / "alpha.parquet"
+        parquet.write_table(table, path, row_group_size=count, write_batch_size=max(1, count // 60))
+        assert parquet.read_metadata(path).num_row_groups == 1
+        out = raw.mixture.parent / f"out {count}"
+        peaks.append(peak_mb(raw, out, "seq_len=1024"))
+        assert len(Shards.open(out).documents) == count
+    assert peaks[1] - peaks[0] < 35
+    assert peaks[1] < LIMIT_MB
 
 
 def lines_around(line: Callable[[Any], object], stream: Any) -> None:

@@ -32,11 +32,10 @@ LAYERS = (
     "cli",
     "__main__",
 )
-# transformers has its home in a folder; everything else in one file.
-HOMES = {
+# transformers has its home in a folder; everything else in one file, or two.
+HOMES: dict[str, str | tuple[str, ...]] = {
     "omegaconf": "settings.py",
-    "pyarrow": "data/shards.py",
-    "datasets": "data/sources.py",
+    "pyarrow": ("data/shards.py", "data/parquet.py"),
     "huggingface_hub": "data/hub.py",
     "msgspec": "data/rows.py",
     "jinja2": "data/report.py",

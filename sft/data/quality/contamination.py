@@ -34,9 +34,8 @@ class _Item:
 class _Table:
     """Where in the joined evaluation texts each n-gram stands, by its hash."""
 
-    def __init__(self, n: int, words_W: NDArray[np.uint64], is_start_W: NDArray[np.bool_]) -> None:
+    def __init__(self, n: int, words_W: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
         self.n = n
-        places = np.flatnonzero(is_start_W[: max(len(words_W) - n + 1, 0)])
         hashes = ngrams(words_W, n)[places]
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._places = hashes[order], places[order]
@@ -67,21 +66,21 @@ class EvaluationIndex:
     """Every run of n words of the evaluation texts; a text of fewer words is one run."""
 
     def __init__(self, items: Sequence[_Item], ngram_words: int) -> None:
-        self._n, self._items = ngram_words, items
+        self._items = items
         batches = [items[first : first + _ITEMS_PER_BATCH] for first in range(0, len(items), _ITEMS_PER_BATCH)]
         hashed = [words_of_texts([item.text for item in batch]) for batch in batches]
         words_W = np.concatenate([hashes for hashes, _ in hashed])
         lengths_I = np.concatenate([lengths for _, lengths in hashed])
         self._starts_I = np.cumsum(lengths_I) - lengths_I
         left_W = np.repeat(self._starts_I + lengths_I, lengths_I) - np.arange(len(words_W))
+        self._long = _Table(ngram_words, words_W, np.flatnonzero(left_W >= ngram_words))
         is_short_I = (lengths_I >= LEAST_WORDS) & (lengths_I < ngram_words)
-        starts_short_W = np.zeros(len(words_W), np.bool_)
-        starts_short_W[self._starts_I[is_short_I]] = True
-        self._tables = (
-            _Table(ngram_words, words_W, left_W >= ngram_words),
-            # The first words find a short text; comparing all of its words decides.
-            _Table(LEAST_WORDS, words_W, starts_short_W),
-        )
+        self._openings = _Table(LEAST_WORDS, words_W, self._starts_I[is_short_I])
+        # One table per length: a short text is found by all of its words, however many others open like it.
+        self._short = [
+            _Table(length, words_W, self._starts_I[lengths_I == length])
+            for length in np.unique(lengths_I[is_short_I]).tolist()
+        ]
 
     @classmethod
     def load(cls, files: Sequence[Path], ngram_words: int) -> "EvaluationIndex":
@@ -102,18 +101,24 @@ class EvaluationIndex:
         """A Drop that names the first evaluation text found, and the words in common."""
         text = "\n".join([message.text for message in conversation.messages])
         words_M = words(text)
-        for table in self._tables:
+        spelled: list[str] = []
+        for table in self._tables_for(words_M):
             for place, found in table.find(words_M):
+                spelled = spelled or split_words(text)
                 index = int(np.searchsorted(self._starts_I, found, side="right")) - 1
                 item = self._items[index]
-                texts, expected = split_words(text), split_words(item.text)
-                offset = found - int(self._starts_I[index])
-                common = _num_common(texts[place:], expected[offset:])
-                if common >= min(self._n, len(expected)):
-                    shown = " ".join(texts[place : place + common])[:_SHOWN_CHARACTERS]
+                common = _num_common(spelled[place:], split_words(item.text)[found - int(self._starts_I[index]) :])
+                if common >= table.n:  # else the hashes collide
+                    shown = " ".join(spelled[place : place + common])[:_SHOWN_CHARACTERS]
                     detail = f'{common} words in common with {item.file}, row {item.row}: "{shown}"'
                     return Drop(Reason.CONTAMINATED, detail)
         return None
+
+    def _tables_for(self, words_M: NDArray[np.uint64]) -> Iterator[_Table]:
+        """The tables worth a search: most conversations have no short text's first words, so they need only one."""
+        yield self._long
+        if next(self._openings.find(words_M), None) is not None:
+            yield from self._short
 
 
 def _num_common(left: Sequence[str], right: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ def other_language(conversation: Conversation, wanted: str) -> Drop | None:
     if wanted == "en" and _is_plain_english(text):
         return None
     found = language(text)
-    return None if found == wanted else Drop(Reason.LANGUAGE, f"{found}, expected {wanted}")
+    return None if found == wanted else Drop(Reason.LANGUAGE, f"reads as {found!r}, expected {wanted!r}")
 
 
 def language(text: str) -> str:

@@ -51,7 +51,8 @@ _PHONES = (
 )
 # Telephone: 030 123456: any, where the text says that it is one
 _CALLED_PHONE = re.compile(
-    r"(\b(?:tel|telephone|phone|mobile|cell|fax|whatsapp)\b\.?(?: (?:number|no\.?))?(?: is)?[ :#]{1,3})"
+    r"(\b(?:tel|telephone|phone|mobile|cell|fax|whatsapp)\b\.?(?: (?:number|no\.?))?(?: is)?[ :#]{1,3}"
+    r"(?:\((?=[\d ./-]+\)(?! ?\d)))?)"  # a bracket around the whole number stays
     r"\+?\(?\d(?:[ ./()-]{0,2}\d){6,14}(?!\w)",
     re.IGNORECASE | re.ASCII,
 )

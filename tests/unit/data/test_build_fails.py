@@ -1,11 +1,14 @@
 """A build that cannot be right publishes nothing, and says what is wrong."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
 from sft.data import build as build_module
 from sft.data import publish
 from sft.data.build import build
@@ -159,6 +162,84 @@ def test_a_raw_file_that_changes_during_the_build_is_noticed(raw: Any, monkeypat
     monkeypatch.setattr(build_module, "identify_sources", edit_afterwards)
     with pytest.raises(SftError, match=r"zeta\.jsonl"):
         built(raw)
+
+
+def test_rows_of_another_version_are_never_kept_for_a_rebuild(
+    raw: Any, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is replaced after it was hashed, by one as long, and then put back."""
+    original, file = build_module.identify_sources, raw.sources_dir / "zeta.jsonl"
+    content = file.read_bytes()
+
+    def replace_afterwards(config: Any) -> Any:
+        found = original(config)
+        file.write_bytes(content.replace(b"answer", b"ANSWER"))
+        os.utime(file, (1, 1))  # clocks of file systems may be coarse
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "identify_sources", replace_afterwards)
+        with pytest.raises(DataError, match=r"zeta\.jsonl"):
+            built(raw)
+    file.write_bytes(content)
+    split = built(raw).split("train")
+    text = "".join(tokenizer.decode([split[index].input_ids_T for index in range(len(split))]))
+    assert "answer" in text
+    assert "ANSWER" not in text
+
+
+EDITED: dict[str, tuple[int, Callable[[Any], Path], str]] = {
+    "recipe's code": (1, lambda raw: raw.recipes / "zeta" / "convert.py", "\n"),
+    "recipe's code, several workers": (2, lambda raw: raw.recipes / "zeta" / "convert.py", "\n"),
+    "recipe's settings": (1, lambda raw: raw.recipes / "alpha" / "recipe.yaml", "\n"),
+    "evaluation file": (1, lambda raw: raw.sources_dir / "quiz.txt", " and another word"),
+    "tokenizer": (2, lambda raw: raw.sources_dir / "tokenizer.json", ""),
+}
+
+
+@pytest.mark.parametrize(("workers", "place", "added"), EDITED.values(), ids=EDITED)
+def test_what_is_edited_before_a_worker_loads_it_stops_the_build(
+    workers: int,
+    place: Callable[[Any], Path],
+    added: str,
+    raw: Any,
+    tokenizer: ChatTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = build_module.run_units
+    (raw.sources_dir / "quiz.txt").write_text("one two three four five six seven eight nine ten eleven twelve thirteen")
+    (raw.sources_dir / "tokenizer.json").write_text(tokenizer.json)
+
+    def edit_before(*arguments: Any) -> Any:
+        path = place(raw)
+        path.write_text(path.read_text() + added if added else train_tokenizer(["other words"], 300).json)
+        yield from original(*arguments)
+
+    monkeypatch.setattr(build_module, "run_units", edit_before)
+    with pytest.raises(ConfigError, match="changed since the build began"):
+        built(
+            raw,
+            f"workers={workers}",
+            f"evaluation_files=[{raw.sources_dir / 'quiz.txt'}]",
+            f"tokenizer={raw.sources_dir / 'tokenizer.json'}",
+        )
+    assert not Path(raw.config().out).exists()
+    assert list(work_folder(raw).iterdir()) == []
+
+
+def test_two_files_of_equal_bytes_are_refused(raw: Any) -> None:
+    (raw.sources_dir / "zeta-copy.jsonl").write_bytes((raw.sources_dir / "zeta.jsonl").read_bytes())
+    with pytest.raises(DataError, match=r"zeta\.jsonl: holds the same bytes as zeta-copy\.jsonl"):
+        built(raw, "sources.zeta.files=[zeta*.jsonl]")
+
+
+def test_an_evaluation_file_that_cannot_be_read_is_told_before_any_process_starts(
+    raw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "run_units", lambda *_: pytest.fail("a process was started"))
+    (tmp_path / "quiz.jsonl").write_text("<html>\n")
+    with pytest.raises(DataError, match=r"quiz\.jsonl"):
+        built(raw, f"evaluation_files=[{tmp_path / 'quiz.jsonl'}]", "workers=2")
 
 
 # ------------------------------------------------------------------------------------------------ worker processes

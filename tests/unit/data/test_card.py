@@ -40,7 +40,7 @@ def test_the_card_s_numbers_are_the_manifest_s(make: Callable[..., dict[str, Any
     assert heads[:4] == ["source", "rows read", "kept", "dropped"]
     assert alpha[:4] == ["alpha", "1,200", "1,200", "0"]
     assert beta[:4] == ["beta", "10", "9", "1"]
-    assert table(card, "What was left out")[2:] == [["beta", "no_exchange", "1"]]
+    assert table(card, "What was dropped")[2:] == [["beta", "no_exchange", "1"]]
     (_, _, train, valid) = table(card, "Splits")
     assert train[2] == f"{manifest['splits']['train']['documents']:,}"
     assert int(train[2].replace(",", "")) + int(valid[2]) == 1209
@@ -48,7 +48,7 @@ def test_the_card_s_numbers_are_the_manifest_s(make: Callable[..., dict[str, Any
 
 
 def test_a_build_that_dropped_nothing_says_so(make: Callable[..., dict[str, Any]]) -> None:
-    assert "## What was left out\n\nNothing.\n" in data_card(make("sources.beta.enabled=false"))
+    assert "## What was dropped\n\nNothing.\n" in data_card(make("sources.beta.enabled=false"))
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,8 @@ def test_dropped_rows_and_pieces_leave_the_others_in_place(
 def test_rows_of_one_number_in_two_files_or_sources_are_two_conversations(
     rows_per_unit: int, write_mixture: Callable[..., Any]
 ) -> None:
-    raw = write_mixture(alpha=[TURNS["short"]], beta=[TURNS["decomposed"]])
-    (raw.sources_dir / "alpha2.jsonl").write_bytes((raw.sources_dir / "beta.jsonl").read_bytes())
-    corpus = corpus_of(raw, rows_per_unit, "sources.alpha.files=[alpha*.jsonl]")
+    raw = write_mixture(alpha=[TURNS["short"]], alpha2=[TURNS["blanks"]], beta=[TURNS["decomposed"]])
+    corpus = corpus_of(raw, rows_per_unit, "sources.alpha.files=[alpha*.jsonl]", "sources.alpha2.enabled=false")
     places = [corpus.place(number) for number in range(corpus.num_conversations)]
     assert places == [
         Place("alpha", "alpha.jsonl", 0),

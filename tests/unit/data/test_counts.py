@@ -15,6 +15,8 @@ from sft.data.minhash import NUM_BANDS
 from sft.data.unit import DOCUMENT_FIELDS, Rejected, UnitFile, UnitResult, write_unit
 from sft.errors import DataError
 
+CHOSEN = (Reason.LENGTH, Reason.REFUSAL, Reason.CONTAMINATED)
+"""What only a setting that somebody chose drops."""
 SOURCE = SourceConfig("Talk", "someone/talk", ("talk*.jsonl",), "CC0-1.0", "Someone, 2023", "card")
 
 
@@ -36,6 +38,7 @@ def result(
         num_rows=len(set(kept)) + len(dropped) + skipped if rows is None else rows,
         num_skipped=skipped,
         num_truncated=truncated,
+        checked_share=1.0,
         changed={} if changed is None else changed,
         rejected=[Rejected(row, None, reason, "why", "excerpt") for row, reason in dropped],
         documents=documents,
@@ -99,6 +102,13 @@ CHECKED: list[tuple[str, UnitResult, dict[str, Any], str | None]] = [
     ),
     ("damage allowed", result(list(range(9)), DAMAGED[:1]), {"max_damaged_share": 0.2}, None),
     ("skipped rows do not dilute", result([1], OK[:2], skipped=1000), {}, "2 of 3 rows were dropped"),
+    *[
+        (f"all but one dropped as {reason}", result([1], [(n, reason) for n in range(2, 99)]), {}, None)
+        for reason in CHOSEN
+    ],
+    ("chosen drops do not hide others", result([0], [(1, Reason.LENGTH), *OK[2:5]]), {}, "3 of 5 rows were dropped"),
+    ("chosen drops do dilute", result([0], [(9, Reason.REFUSAL), *OK[1:2]]), {"max_drop_share": 0.34}, None),
+    ("all chosen away", result([], [(1, Reason.CONTAMINATED)]), {}, "every row was dropped \\(contaminated 1\\)"),
     ("all skipped", result([], [], skipped=10), {}, None),
     ("empty", result([], []), {}, None),
 ]

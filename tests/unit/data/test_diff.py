@@ -14,8 +14,9 @@ from rich.console import Console
 from sft.data.build import build
 from sft.data.diff import Diff, SourceDiff, diff, summary
 from sft.data.diff_report import show_diff
-from sft.data.shards import Shards
-from sft.errors import ConfigError
+from sft.data.shards import KIND, SCHEMA_VERSION, Shards
+from sft.errors import ConfigError, DataError
+from sft.storage.manifest import write_manifest
 
 ROWS = [[f"question {n}", f"answer {n}"] for n in range(20)]
 Make = Callable[..., Shards]
@@ -32,6 +33,12 @@ def make(write_mixture: Callable[..., Any]) -> Make:
         return build(replace(config, out=f"{config.out}-{next(numbers)}"), raw.recipes)
 
     return made
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def only(result: Diff) -> SourceDiff:
@@ -56,7 +63,37 @@ def test_equal_builds_do_not_differ(make: Make) -> None:
     assert result.is_same_build
     assert (item.num_a, item.num_b, item.num_same) == (20, 20, 20)
     assert not result.settings
-    assert "the same build, byte for byte" in shown(a, b)
+    assert "the same build: the manifests record the same bytes" in shown(a, b)
+
+
+@pytest.mark.parametrize("name", ["documents.arrow", "quarantine.jsonl", "tokenizer.json"])
+def test_a_flipped_bit_is_no_equal_build(name: str, make: Make) -> None:
+    a, b = make([*ROWS, ["no answer"]]), make([*ROWS, ["no answer"]])
+    flip_a_bit(b.folder / name)
+    with pytest.raises(DataError, match=f"{name}: changed"):
+        shown(a, b)
+
+
+def test_examples_are_not_taken_from_a_changed_shard(make: Make) -> None:
+    a, b = make(ROWS), make(ROWS, "supervise=all")
+    flip_a_bit(b.folder / "train-00000-of-00001.arrow")
+    with pytest.raises(DataError, match=r"train-00000-of-00001\.arrow: changed"):
+        shown(a, b)
+    assert "supervise:" in shown(a, b, num_examples=0)
+
+
+def test_names_cannot_command_the_terminal(make: Make, tmp_path: Path) -> None:
+    folders = []
+    for number, shards in enumerate((make(ROWS), make(ROWS, "supervise=all"))):
+        folder = shards.folder.rename(tmp_path / f"\x1b[2J{number}")
+        facts = dict(shards.manifest) | {"name": "\x1b]0;owned\x07", "sources": dict(shards.manifest["sources"])}
+        facts["sources"]["talks"] |= {"reasons": {"[red]\x9b31m": number}}
+        write_manifest(folder, KIND, SCHEMA_VERSION, facts)
+        folders.append(Shards.open(folder))
+    text = shown(*folders)
+    assert {character for character in text if not character.isprintable()} == {"\n"}
+    assert "\\u001b]0;owned" in text
+    assert "[red]\\u009b31m" in text
 
 
 def test_another_text_in_the_same_row_is_a_change(make: Make) -> None:

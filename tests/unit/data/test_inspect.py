@@ -11,8 +11,10 @@ from rich.console import Console
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build import build
 from sft.data.inspect import one_line, overview, show_pack, trace, trace_row
-from sft.data.shards import Shards
+from sft.data.report import report
+from sft.data.shards import KIND, SCHEMA_VERSION, Shards
 from sft.errors import ConfigError, DataError
+from sft.storage.manifest import write_manifest
 
 TALKS = [["How many apples?", "Four [apples] are left."], ["And <|USER|> now?", "[/b] None."], ["only a question"]]
 
@@ -20,6 +22,12 @@ TALKS = [["How many apples?", "Four [apples] are left."], ["And <|USER|> now?", 
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.fixture
@@ -47,6 +55,44 @@ def test_the_overview_tells_splits_sources_and_what_was_dropped(folder: Path, co
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells[1:5] == [str(facts[name]) for name in ("rows_read", "rows_kept", "documents", "tokens")]
     assert cells[5] == f"{facts['supervised_tokens'] / facts['tokens']:.1%}"
+
+
+LOOKS: dict[str, Callable[[Path, Console], object]] = {
+    "pack": lambda folder, console: show_pack(folder, "train", 0, console),
+    "trace": lambda folder, console: trace(folder, "train", 0, 0, console),
+    "row": lambda folder, console: trace_row(folder, "talks:0", console),
+    "overview": overview,
+    "report": lambda folder, _: report(folder),
+}
+
+
+@pytest.mark.parametrize("name", ["documents.arrow", "quarantine.jsonl", "tokenizer.json"])
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_nothing_is_shown_of_a_build_with_a_flipped_bit(
+    look: Callable[[Path, Console], object], name: str, folder: Path, console: Console
+) -> None:
+    flip_a_bit(folder / name)
+    with pytest.raises(DataError, match=f"{name}: changed"):
+        look(folder, console)
+    assert text(console) == ""
+
+
+@pytest.mark.parametrize("name", sorted(LOOKS.keys() - {"overview"}))
+def test_packs_are_not_shown_from_a_changed_shard(name: str, folder: Path, console: Console) -> None:
+    flip_a_bit(folder / "train-00000-of-00001.arrow")
+    with pytest.raises(DataError, match=r"train-00000-of-00001\.arrow: changed"):
+        LOOKS[name](folder, console)
+    assert text(console) == ""
+
+
+def test_names_cannot_command_the_terminal(folder: Path, console: Console) -> None:
+    facts = Shards.open(folder).manifest
+    facts |= {"name": "\x1b]0;owned\x07", "sources": {"[red]\x9b31m": facts["sources"]["talks"]}}
+    write_manifest(folder, KIND, SCHEMA_VERSION, facts)
+    overview(folder, console)
+    assert {c for c in text(console) if not c.isprintable()} == {"\n"}
+    assert "\\u001b]0;owned" in text(console)
+    assert text(console).count("[red]\\u009b31m") == 2
 
 
 def test_a_pack_is_shown_as_it_is_read_with_its_lineage(folder: Path, console: Console) -> None:

@@ -214,9 +214,11 @@ def test_a_number_of_conversations_is_held_out_of_each_source(raw: Any) -> None:
     assert set(fewer) < set(valid)
 
 
-def test_a_source_of_no_more_than_that_keeps_something_to_learn(write_mixture: Callable[..., Any]) -> None:
+def test_a_number_to_hold_out_that_leaves_nothing_to_learn_is_refused(write_mixture: Callable[..., Any]) -> None:
     raw = write_mixture(alpha=talks("alpha", 50), beta=talks("beta", 4))
-    shards = built(raw, valid="valid_conversations=20")
+    with pytest.raises(DataError, match="beta: valid_conversations=4, but of its 4 at most 3 can be held out"):
+        built(raw, valid="valid_conversations=4")
+    shards = built(raw, valid="valid_conversations=3")
     assert len(of("beta", packed(shards, "train"))) == 1
     assert len(of("beta", packed(shards, "valid"))) == 3
 

@@ -1,5 +1,6 @@
 """Packs are chosen so that every source is seen, and spelled out token by token."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import pytest
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.pack_sample import BORDER, Contents, PackTexts, choose, visible
-from sft.data.shards import Pack, Shards
+from sft.data.shards import Pack, Shards, Split
 
 
 def contents(num_packs: int, per_pack: int) -> Contents:
@@ -31,6 +32,23 @@ def test_no_more_packs_are_chosen_than_there_is_room_for(room: int, count: int) 
 
 def test_a_split_without_packs_shows_none() -> None:
     assert choose(contents(0, 3), np.zeros(0, np.int64), 8, 10**9) == []
+
+
+def test_contents_are_those_of_the_packs_and_no_pack_is_made(
+    tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Shards.open(tiny_shards).split("train")
+    packs = [split[index] for index in range(len(split))]
+    monkeypatch.delattr(Split, "__getitem__")
+    found = Contents.of(split)
+    assert found.doc_ids_D.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_D]
+    assert found.num_documents_N.tolist() == [len(pack.doc_ids_D) for pack in packs]
+    assert found.num_tokens_N.tolist() == [pack.num_tokens for pack in packs]
+
+
+def test_a_split_without_packs_has_no_contents(tmp_path: Path) -> None:
+    found = Contents.of(Split(tmp_path, "valid", {"packs": 0, "shards": []}))
+    assert [len(column) for column in (found.doc_ids_D, found.num_documents_N, found.num_tokens_N)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,23 @@ from sft.data.unit import DOCUMENT_FIELDS, Unit, UnitFile, UnitResult, write_uni
 from sft.errors import StorageError
 
 
-def result(unit: Unit) -> UnitResult:
+def result(unit: Unit, checked_share: float = 1.0) -> UnitResult:
     """A result without documents."""
     empty = np.zeros(0, np.uint16)
     bands = np.zeros((0, NUM_BANDS), np.uint64)
     return UnitResult(
-        unit.source, unit.file, 0, 0, 0, {}, [], np.zeros(0, DOCUMENT_FIELDS), empty, empty.astype(np.uint8), bands
+        unit.source,
+        unit.file,
+        0,
+        0,
+        0,
+        checked_share,
+        {},
+        [],
+        np.zeros(0, DOCUMENT_FIELDS),
+        empty,
+        empty.astype(np.uint8),
+        bands,
     )
 
 
@@ -70,7 +81,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 50])
 def test_finished_units_keep_the_order_and_rows_are_bounded(count: int, tmp_path: Path) -> None:
     executor = LazyExecutor()
-    finished = pool._in_order(executor, tmp_path, units(count), ahead=4)  # type: ignore[arg-type]
+    finished = pool._in_order(executor, UnitFile.open, tmp_path, units(count), ahead=4)  # type: ignore[arg-type]
     assert files(finished) == [f"file {number}" for number in range(count)]
     assert executor.most_waiting <= 5
 
@@ -78,7 +89,7 @@ def test_finished_units_keep_the_order_and_rows_are_bounded(count: int, tmp_path
 @pytest.mark.usefixtures("no_work")
 def test_no_unit_is_read_before_a_finished_one_is_asked_for(tmp_path: Path) -> None:
     source = units(50)
-    finished = pool._in_order(LazyExecutor(), tmp_path, source, ahead=4)  # type: ignore[arg-type]
+    finished = pool._in_order(LazyExecutor(), UnitFile.open, tmp_path, source, ahead=4)  # type: ignore[arg-type]
     assert next(finished).file == "file 0"
     assert next(source).file == "file 5"
 
@@ -91,14 +102,39 @@ def test_a_unit_that_is_finished_is_not_made_again(tmp_path: Path) -> None:
     damaged = tmp_path / "unit-5"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     executor = LazyExecutor()
-    finished = pool._in_order(executor, tmp_path, units(6), ahead=4)  # type: ignore[arg-type]
+    finished = pool._in_order(executor, UnitFile.open, tmp_path, units(6), ahead=4)  # type: ignore[arg-type]
     assert files(finished) == [f"file {number}" for number in range(6)]
     assert executor.submitted == ["file 3", "file 5"]
 
 
+@pytest.mark.parametrize(
+    ("backend", "share", "made_again"),
+    [
+        ("tokenizers", 0.0, 3),
+        ("fastokens", 1.0, 3),
+        ("fastokens", 0.5, 2),
+        ("fastokens", 0.2, 1),
+        ("fastokens", 0.0, 0),
+    ],
+)
+def test_a_unit_of_which_less_was_compared_than_is_asked_for_is_made_again(
+    backend: Any,
+    share: float,
+    made_again: int,
+    pools: list["CountingPool"],
+    config: BuildConfig,
+    tmp_path: Path,
+) -> None:
+    for unit, checked in zip(units(4), (0.0, 0.2, 0.5, 1.0), strict=True):
+        write_unit(tmp_path / unit.name, result(unit, checked))
+    wanted = replace(config, workers=2, tokenizer_backend=backend, tokenizer_check_share=share)
+    assert files(pool.run_units(wanted, Path("recipes"), tmp_path, units(4))) == [f"file {n}" for n in range(4)]
+    assert pools[0].submitted == [f"file {n}" for n in range(made_again)]
+
+
 def test_what_the_disk_garbled_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pool, "_run", lambda _, path: path.write_bytes(b"garbled"))
-    finished = pool._in_order(LazyExecutor(), tmp_path, units(3), ahead=4)  # type: ignore[arg-type]
+    finished = pool._in_order(LazyExecutor(), UnitFile.open, tmp_path, units(3), ahead=4)  # type: ignore[arg-type]
     with pytest.raises(StorageError, match="unit-0: reads back other than it was written"):
         next(finished)
 
@@ -195,6 +231,6 @@ def test_a_reader_that_stops_early_stops_the_processes(
 
 
 def test_a_worker_that_was_never_started_is_a_bug_not_a_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pool, "_worker", None)
+    monkeypatch.setattr(pool, "_load", None)
     with pytest.raises(RuntimeError, match="did not start"):
         pool._run(Unit("talks", "file", [], "unit-0"), tmp_path / "unit-0")

@@ -232,3 +232,11 @@ def test_the_page_stays_small_for_many_packs(write_mixture: Callable[..., Any]) 
     raw = write_mixture(**{name: [[f"{name} {n}", f"{text}{n}"] for n in range(2000)] for name in "abc"})
     folder = build(raw.config(), raw.recipes).folder
     assert 300_000 < len(report(folder, packs_per_source=100_000).encode("utf-8")) < 2_000_000
+
+
+def test_a_file_of_another_kind_is_not_overwritten(tmp_path: Path, folder: Path) -> None:
+    other = tmp_path / "manifest.json"
+    other.write_text("{}")
+    with pytest.raises(ConfigError, match="exists and is no HTML file"):
+        write_report(folder, other)
+    assert other.read_text() == "{}"

@@ -1,7 +1,9 @@
 """Raw files: every format and compression gives the same rows, and a damaged file is named."""
 
 import gzip
+import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 from backports import zstd
 
 from sft.chat.conversation import Drop, Reason
+from sft.data import json_array
+from sft.data.json_array import array_items
 from sft.data.rows import parse
 from sft.data.sources import find_files, identify, read_rows
-from sft.errors import DataError
+from sft.errors import DataError, StorageError
 
 ROWS: list[dict[str, Any]] = [
     {"user": "Hi", "assistant": "Yo.", "score": 1.5, "tags": ["a", "b"], "deep": {"n": 1, "none": None}},
@@ -229,6 +233,113 @@ def test_a_strange_value_in_an_array_is_the_value_in_a_line(value: str, tmp_path
     assert in_array == in_line
 
 
+# ------------------------------------------------------------------------------------------------ large files
+
+# All that a piece of text can be cut in.
+CUT_ANYWHERE = [
+    {"literals": [True, False, None, float("inf"), -float("inf")], "numbers": [-1, 0.5, -1.5e-300, 1e300, 10**30]},
+    {"escapes": '"\\\\/\n\u2028 \U0001f642 ' * 3, "": {"empty": [{}, [], ""]}},
+    -17,
+    "x" * 300,
+]
+
+
+@pytest.mark.parametrize("indent", [None, 1, 40])
+@pytest.mark.parametrize("chunk", range(1, 40))
+def test_an_array_may_be_cut_into_pieces_anywhere(
+    chunk: int, indent: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_array, "CHUNK_CHARACTERS", chunk)
+    content = json.dumps(CUT_ANYWHERE, indent=indent).encode()
+    assert list(array_items(io.BytesIO(content), max_characters=10_000)) == CUT_ANYWHERE
+
+
+class StaysOpen(io.BytesIO):
+    """Tells where it stands even after its reader is gone."""
+
+    def close(self) -> None:
+        pass
+
+
+MISTAKES = {
+    "Expecting ',' delimiter, 8 characters into the item": b'{"a": 1 "b": 2}',
+    "Expecting ':' delimiter, 5 characters": b'{"a" 1}',
+    "Expecting value, 6 characters": b'{"a": truth}',
+    "Expecting property name": b"{'a': 1}",
+    "Invalid control character": b'{"a": "\n"}',
+    "Invalid .*escape": b'{"a": "\\x"}',
+}
+
+
+@pytest.mark.parametrize("complaint", MISTAKES)
+def test_a_mistake_in_an_array_is_told_where_it_stands(complaint: str) -> None:
+    """Not after the rest of the file was read in the hope that it heals."""
+    stream = StaysOpen(b'[{"a": 1}, ' + MISTAKES[complaint] + b', {"a": 1}' * 300_000 + b"]")
+    items = array_items(stream, max_characters=1 << 26)
+    assert next(items) == {"a": 1}
+    with pytest.raises(ValueError, match=complaint):
+        next(items)
+    assert stream.tell() < 1_200_000
+
+
+@pytest.mark.parametrize(("length", "fits"), [(99, True), (100, False), (101, False), (5000, False)])
+@pytest.mark.parametrize("chunk", [7, 100, 1 << 20])
+def test_an_item_of_an_array_has_a_limit(length: int, fits: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_array, "CHUNK_CHARACTERS", chunk)
+    item = "x" * (length - 2)
+    items = array_items(io.BytesIO(json.dumps([1, item, 2]).encode()), max_characters=100)
+    assert next(items) == 1
+    if fits:
+        assert list(items) == [item, 2]
+    else:
+        with pytest.raises(ValueError, match="an item of 100 characters or more"):
+            next(items)
+
+
+def test_an_item_without_an_end_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    """Two million characters of four bytes each are allowed here, and 5 times as many are there."""
+    path = tmp_path / "rows.json"
+    path.write_bytes(b'[{"a": 1}, {"a": "' + "🙂".encode() * 10_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="after row 0: an item of 2,000,000 characters or more") as caught:
+            list(read_rows(path, max_bytes=500_000))
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "odd [1] *?.parquet", "rows.parquet/rows.parquet"])
+def test_a_parquet_file_may_have_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    assert read(tmp_path / name, as_parquet(ROWS)) == list(enumerate(ROWS))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 999, 1000, 1001, 2500])
+def test_the_rows_of_a_parquet_file_are_numbered_across_its_batches(num_rows: int, tmp_path: Path) -> None:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"n": pa.array(range(num_rows), pa.int64())}), sink, row_group_size=700)
+    found = read(tmp_path / "rows.parquet", bytes(sink.getvalue()))
+    assert found == [(number, {"n": number}) for number in range(num_rows)]
+
+
+def test_a_flipped_bit_in_a_parquet_file_with_checksums_is_named(tmp_path: Path) -> None:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"text": ["a fine text"]})
+    parquet.write_table(table, sink, write_page_checksum=True, compression="none", write_statistics=False)
+    content = bytes(sink.getvalue()).replace(b"a fine text", b"a fine tent", 1)
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read(tmp_path / "rows.parquet", content)
+
+
+def test_a_date_that_python_cannot_hold_is_named(tmp_path: Path) -> None:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"day": pa.array([2**31 - 1], pa.int32()).cast(pa.date32())}), sink)
+    with pytest.raises(DataError, match="before the first row"):
+        read(tmp_path / "rows.parquet", bytes(sink.getvalue()))
+
+
 # ------------------------------------------------------------------------------------------------ finding files
 
 
@@ -251,6 +362,39 @@ def test_a_file_that_is_there_plain_and_compressed_is_refused(tmp_path: Path) ->
         (tmp_path / name).write_bytes(b"[]")
     with pytest.raises(DataError, match="plain and compressed"):
         find_files(tmp_path, ["*.json"])
+
+
+@pytest.mark.parametrize("pattern", ["*.json", "rows.json", "rows*", "**/rows.json"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_a_link_that_points_to_nothing_is_named(pattern: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_bytes(b"[]")
+    (tmp_path / f"rows.json{suffix}").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match="points to nothing") as caught:
+        find_files(tmp_path, [pattern])
+    assert f"rows.json{suffix}" in str(caught.value)
+    assert "fetch" in str(caught.value)
+
+
+def test_a_link_to_a_file_is_found_and_one_to_a_folder_or_that_nobody_asked_for_is_not(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"[]")
+    (tmp_path / "a.json").symlink_to("blob")
+    (tmp_path / "folder.json").symlink_to(tmp_path)
+    (tmp_path / "b.txt").symlink_to("gone")
+    (tmp_path / ".c.json").symlink_to("gone")
+    assert find_files(tmp_path, ["*.json"]) == [tmp_path / "a.json"]
+
+
+@pytest.mark.parametrize("method", ["open", "stat"])
+def test_a_file_that_cannot_be_read_is_named(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{}")
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(StorageError, match="cannot be read: Permission denied") as caught:
+        identify(path, tmp_path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_file_is_identified_by_place_size_and_hash(tmp_path: Path) -> None:

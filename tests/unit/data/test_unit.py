@@ -39,6 +39,7 @@ def result(
         num_rows=7,
         num_skipped=1,
         num_truncated=2,
+        checked_share=0.25,
         changed={"personal_data": 3, "repair": 1},
         rejected=list(rejected),
         documents=documents,
@@ -74,11 +75,14 @@ def written(folder: Path, item: UnitResult) -> UnitFile:
 def test_a_unit_reads_back_as_it_was_written(item: UnitResult, tmp_path: Path) -> None:
     unit = written(tmp_path, item)
     assert (unit.source, unit.file) == (item.source, item.file)
-    facts = {name: unit.header[name] for name in ("num_rows", "num_skipped", "num_truncated", "changed")}
+    facts = {
+        name: unit.header[name] for name in ("num_rows", "num_skipped", "num_truncated", "checked_share", "changed")
+    }
     assert facts == {
         "num_rows": item.num_rows,
         "num_skipped": item.num_skipped,
         "num_truncated": item.num_truncated,
+        "checked_share": item.checked_share,
         "changed": item.changed,
     }
     assert list(unit.rejected()) == item.rejected

@@ -161,7 +161,7 @@ def test_rows_in_another_language_are_rejected(run: Callable[..., UnitResult]) -
     english = row("How do I grow tomatoes on a balcony?", "Choose a sunny place and water them every morning.")
     result = run([(0, german), (1, english)], language="en", too_long="truncate")
     assert [(item.row, item.reason, item.detail) for item in result.rejected] == [
-        (0, Reason.LANGUAGE, "de, expected en")
+        (0, Reason.LANGUAGE, "reads as 'de', expected 'en'")
     ]
 
 

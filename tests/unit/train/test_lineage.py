@@ -1,7 +1,9 @@
 """A training step leads to its packs and rows."""
 
 import io
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,21 @@ def test_settings_changed_by_hand_are_refused(shared_tiny_config: Callable[..., 
     path = Path(config.out) / CONFIG_FILE
     path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
     with pytest.raises(DataError, match="seed: was 0, now 1"):
+        shown(Path(config.out), 1)
+
+
+def test_rows_are_not_listed_from_a_changed_shard(
+    shared_tiny_config: Callable[..., TrainConfig], tiny_shards: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_shards, tmp_path / "copy")
+    config = replace(shared_tiny_config(max_steps=1), shards=str(folder))
+    train(config)
+    path = min(folder.glob("train-*.arrow"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path.name}: changed"):
         shown(Path(config.out), 1)
 
 

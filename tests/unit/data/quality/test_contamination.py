@@ -11,7 +11,7 @@ import pytest
 
 from sft.chat.conversation import Conversation, Drop, Reason
 from sft.data.quality import contamination, words
-from sft.data.quality.contamination import EvaluationIndex
+from sft.data.quality.contamination import LEAST_WORDS, EvaluationIndex
 from sft.errors import DataError
 
 Talk = Callable[..., Conversation]
@@ -40,6 +40,18 @@ def shares(text: str, other: str, n: int) -> bool:
     """Whether the texts have a run of n words in common: the definition, spelled out."""
     runs = [[tuple(part[i : i + n]) for i in range(len(part) - n + 1)] for part in (text.split(), other.split())]
     return bool(set(runs[0]) & set(runs[1]))
+
+
+def count_splits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that are split into words from now on."""
+    split: list[str] = []
+
+    def counting(text: str) -> list[str]:
+        split.append(text)
+        return words.split_words(text)
+
+    monkeypatch.setattr(contamination, "split_words", counting)
+    return split
 
 
 @pytest.mark.parametrize("change", [str.upper, str.lower, lambda text: text.replace(" ", ",\n ")])
@@ -99,6 +111,34 @@ def test_a_collision_of_hashes_drops_nothing(
     index = load(LONG, SHORT)
     assert index.match(talk("q", random_text(random.Random(0), 60))) is None
     assert index.match(talk("q", f"{random_text(random.Random(0), 60)} {LONG}")) is not None
+
+
+@pytest.mark.parametrize("num_opening", [LEAST_WORDS, N - 2])
+def test_texts_that_open_alike_are_neither_mixed_up_nor_compared_one_by_one(
+    talk: Talk, load: Callable[..., EvaluationIndex], monkeypatch: pytest.MonkeyPatch, num_opening: int
+) -> None:
+    opening = " ".join(LONG.split()[:num_opening])
+    index = load(*(f"{opening} item{number}" for number in range(300)))
+    split = count_splits(monkeypatch)
+    assert index.match(talk(f"{opening} nothing. " * 20, f"{opening} item300")) is None
+    assert split == []
+    drop = index.match(talk(f"{opening} nothing. " * 20, f"{opening} item217"))
+    assert isinstance(drop, Drop)
+    assert drop.detail.startswith(f"{num_opening + 1} words in common with quiz.jsonl, row 217: ")
+    assert len(split) == 2
+
+
+def test_a_conversation_is_spelled_once_however_many_hashes_collide(
+    talk: Talk, load: Callable[..., EvaluationIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = contamination.ngrams
+    monkeypatch.setattr(contamination, "ngrams", lambda words_W, n: real(words_W, n) % 2)
+    index = load(LONG, SHORT)
+    split = count_splits(monkeypatch)
+    text = random_text(random.Random(0), 60)
+    assert index.match(talk("q", text)) is None
+    assert split.count(f"q\n{text}") == 1
+    assert len(split) > 10
 
 
 def test_every_string_of_a_row_is_a_text(talk: Talk, tmp_path: Path) -> None:

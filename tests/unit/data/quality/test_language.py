@@ -41,7 +41,7 @@ def test_the_language_of_a_few_sentences_is_told(code: str) -> None:
 @pytest.mark.parametrize("wanted", TALKS)
 def test_only_the_wanted_language_is_kept(talk: Talk, code: str, wanted: str) -> None:
     verdict = other_language(talk(*TALKS[code]), wanted)
-    assert verdict == (None if code == wanted else Drop(Reason.LANGUAGE, f"{code}, expected {wanted}"))
+    assert verdict == (None if code == wanted else Drop(Reason.LANGUAGE, f"reads as {code!r}, expected {wanted!r}"))
 
 
 @pytest.mark.parametrize("code", ["en", "de"])

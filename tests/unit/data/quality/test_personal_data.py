@@ -23,6 +23,8 @@ REDACTED = [
     ("mobile +61414567071", "mobile <phone>"),
     ("Tel.: 030 1234567; Phone: 13719206018", "Tel.: <phone>; Phone: <phone>"),
     ("my phone number is 555-3476", "my phone number is <phone>"),
+    ("phone number (555-3476) and fax (555-2428)", "phone number (<phone>) and fax (<phone>)"),
+    ("phone: (212) 555-0123", "phone: <phone>"),
     ("Visa 4111 1111 1111 1111, exp 12/27", "Visa <card>, exp 12/27"),
     ("4111-1111-1111-1111 5555555555554444 378282246310005", "<card> <card> <card>"),
     ("IBAN DE89 3704 0044 0532 0130 00 at my bank", "IBAN <iban> at my bank"),
