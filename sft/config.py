@@ -178,9 +178,9 @@ class BuildConfig:
             yield f"valid_share={self.valid_share}: expected 0 up to 0.5"
         if self.valid_conversations is not None:
             yield from _at_least(self, 1, "valid_conversations")
-        else:
+        elif 0 <= self.valid_share < 0.5:
             for name, source in self.sources.items():
-                if source.weight <= self.valid_share:
+                if 0 < source.weight <= self.valid_share:
                     yield f"sources.{name}.weight={source.weight}: expected more than valid_share={self.valid_share}"
         if not 0 <= self.seed < 1 << 63:
             yield f"seed={self.seed}: expected 0 up to 2^63"

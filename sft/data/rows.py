@@ -36,11 +36,11 @@ def row_size(value: object) -> int:
     return 8
 
 
-def excerpt(raw: RawRow, num_characters: int = EXCERPT_CHARACTERS) -> str:
+def excerpt(raw: RawRow) -> str:
     """The start of a raw row as printable text."""
     if isinstance(raw, bytes):
-        return raw[: 4 * num_characters].decode("utf-8", "replace")[:num_characters]
-    text = json.dumps(raw, ensure_ascii=False, default=str)[:num_characters]
+        return raw[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
+    text = json.dumps(raw, ensure_ascii=False, default=str)[:EXCERPT_CHARACTERS]
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

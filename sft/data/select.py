@@ -4,7 +4,7 @@ Decided once for the whole corpus, in its order, so that the result does not dep
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -49,43 +49,26 @@ class Selection:
 def select(corpus: Corpus, config: BuildConfig, tokenizer: ChatTokenizer) -> Selection:
     """Decide what is packed.
 
-    Raises: DataError if a source has fewer conversations than it is to train on, or none is left of it.
+    What a source's number of conversations leaves out must not push out what repeats it in a later source. So the
+    limits are applied one after the other, each on what those before it have left, and the rest is decided at the end.
+
+    Raises: DataError if a source has fewer conversations than it is to train on or to hold out, or none is left of it.
     """
     settings = list(config.sources.values())
     source = corpus.source[corpus.first_documents]
-    choice = _choose(corpus, config, tokenizer, np.ones(len(source), bool))
-    num_unused = np.bincount(source[choice.unused], minlength=len(settings))
-    if choice.unused.any():
-        # What a limit leaves out must not push out what repeats it in other sources: decide again without it.
-        limited = np.array([item.num_conversations is not None for item in settings])[source]
-        again = _choose(corpus, config, tokenizer, ~choice.unused, settled=choice.uses > 0, frozen=limited)
-        repeated = [item for item in choice.repeated if limited[item.conversation]]
-        repeated += [item for item in again.repeated if not limited[item.conversation]]
-        choice = replace(again, repeated=sorted(repeated, key=lambda item: item.conversation))
-    for number, name in enumerate(config.sources):
-        if (source == number).any() and not choice.uses[source == number].any():
-            hint = f"switch it off: sources.{name}.enabled=false"
-            raise DataError(f"source {name}: every conversation repeats one of another source", hint=hint)
+    nobody = np.zeros(len(source), bool)
+    choice = _Choice(nobody.astype(np.uint16), nobody, [])
+    frozen = nobody.copy()
+    num_unused = np.zeros(len(settings), np.int64)
+    for number in [number for number, item in enumerate(settings) if item.num_conversations is not None]:
+        choice, unused = _choose(corpus, config, tokenizer, choice, frozen, limited=number)
+        frozen |= source == number
+        num_unused[number] = unused
+    choice, _ = _choose(corpus, config, tokenizer, choice, frozen)
+    _require_enough(config, source, choice)
     return Selection(
         corpus.per_document(choice.uses), corpus.per_document(choice.held_out), choice.repeated, num_unused
     )
-
-
-def _require_enough(config: BuildConfig, source: NDArray[np.int16], valid: NDArray[np.bool_]) -> None:
-    """Make sure that the number to hold out is there, and something to train on beside it.
-
-    Raises: DataError if a source has fewer.
-    """
-    if config.valid_conversations is None:
-        return
-    for number, name in enumerate(config.sources):
-        count, num_held_out = int((source == number).sum()), int((valid & (source == number)).sum())
-        if count and num_held_out < config.valid_conversations:
-            raise DataError(
-                f"source {name}: valid_conversations={config.valid_conversations}, but of its {count} at most "
-                f"{num_held_out} can be held out",
-                hint="hold out fewer, or a share: valid_share=…",
-            )
 
 
 @dataclass(frozen=True)
@@ -94,8 +77,6 @@ class _Choice:
 
     uses: NDArray[np.uint16]
     held_out: NDArray[np.bool_]
-    unused: NDArray[np.bool_]
-    """Left out by its source's number of conversations."""
     repeated: list[Repeated]
 
 
@@ -103,35 +84,30 @@ def _choose(
     corpus: Corpus,
     config: BuildConfig,
     tokenizer: ChatTokenizer,
-    considered: NDArray[np.bool_],
-    settled: NDArray[np.bool_] | None = None,
-    frozen: NDArray[np.bool_] | None = None,
-) -> _Choice:
-    """Drop what repeats another considered conversation, hold out, and count how often the rest is used.
+    before: _Choice,
+    frozen: NDArray[np.bool_],
+    limited: int | None = None,
+) -> tuple[_Choice, int]:
+    """Drop what repeats another conversation, hold out, and count how often the rest is used.
 
-    Those of `frozen` sources are used if they are `settled` and not otherwise: their limit was applied before.
+    What is `frozen` stays as it was `before`. Also, how many the limit of the `limited` source leaves out.
     """
     settings = list(config.sources.values())
     source = corpus.source[corpus.first_documents]
     records = corpus.records[corpus.first_documents]
-    is_open = np.ones(len(source), bool) if frozen is None else ~frozen
-    alive = considered.copy() if settled is None else considered & (is_open | settled)
-    may_drop = is_open & np.array([item.duplicates == "drop" for item in settings], bool)[source]
+    alive = ~frozen | (before.uses > 0)
+    may_drop = ~frozen & np.array([item.duplicates == "drop" for item in settings], bool)[source]
     repeated = _duplicates(records["digest"], alive, may_drop)
     alive[[item.conversation for item in repeated]] = False
     thresholds = np.array([np.nan if it.near_duplicates is None else it.near_duplicates for it in settings], np.float32)
-    near = _near_duplicates(corpus, np.where(is_open, thresholds[source], np.nan), alive, tokenizer)
+    near = _near_duplicates(corpus, np.where(frozen, np.nan, thresholds[source]), alive, tokenizer)
     alive[[item.conversation for item in near]] = False
-    valid = np.zeros(len(source), bool)
-    valid[alive] = held_out(
-        records["group"][alive], source[alive], config.valid_share, config.valid_conversations, config.seed
-    )
-    _require_enough(config, source[alive], valid[alive])
-    uses = alive.astype(np.uint16)
-    unused = np.zeros(len(source), bool)
+    valid = _held_out(records["group"], source, alive, config, before, frozen)
+    uses = np.where(frozen, before.uses, alive).astype(np.uint16)
+    num_unused = 0
     for number, item in enumerate(settings):
-        mine = np.flatnonzero(alive & ~valid & (source == number))
-        count = item.num_conversations if frozen is None else None
+        mine = np.flatnonzero(alive & ~valid & ~frozen & (source == number))
+        count = item.num_conversations if number == limited else None
         if count is not None and count > len(mine):
             name = list(config.sources)[number]
             raise DataError(
@@ -139,8 +115,47 @@ def _choose(
                 hint=f"set sources.{name}.num_conversations={len(mine)}, or sources.{name}.epochs to repeat them",
             )
         uses[mine] = repeats(records["group"][mine], item.epochs, count, config.seed)
-        unused[mine[uses[mine] == 0]] = True
-    return _Choice(uses, valid, unused, sorted([*repeated, *near], key=lambda item: item.conversation))
+        num_unused += int((uses[mine] == 0).sum())
+    earlier = [item for item in before.repeated if frozen[item.conversation]]
+    repeated = sorted([*earlier, *repeated, *near], key=lambda item: item.conversation)
+    return _Choice(uses, valid, repeated), num_unused
+
+
+def _held_out(
+    groups: NDArray[np.uint64],
+    source: NDArray[np.int16],
+    alive: NDArray[np.bool_],
+    config: BuildConfig,
+    before: _Choice,
+    frozen: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """The conversations of the validation split; what opens like a frozen conversation is on its side."""
+    used = frozen & (before.uses > 0)
+    trained, kept_out = (np.isin(groups, groups[used & side]) for side in (~before.held_out, before.held_out))
+    free = alive & ~trained
+    valid = np.zeros(len(groups), bool)
+    valid[free] = held_out(groups[free], source[free], config.valid_share, config.valid_conversations, config.seed)
+    return np.asarray(alive & (valid | kept_out))
+
+
+def _require_enough(config: BuildConfig, source: NDArray[np.int16], choice: _Choice) -> None:
+    """Make sure that something is left of every source, and that a number to hold out is there.
+
+    Raises: DataError naming the source.
+    """
+    wanted = config.valid_conversations or 0
+    for number, name in enumerate(config.sources):
+        mine = (source == number) & (choice.uses > 0)
+        num_held_out = int((mine & choice.held_out).sum())
+        if (source == number).any() and not mine.any():
+            hint = f"switch it off: sources.{name}.enabled=false"
+            raise DataError(f"source {name}: every conversation repeats one of another source", hint=hint)
+        if mine.any() and num_held_out < wanted:
+            raise DataError(
+                f"source {name}: valid_conversations={wanted}, but of its {mine.sum()} at most {num_held_out} "
+                "can be held out",
+                hint="hold out fewer, or a share: valid_share=…",
+            )
 
 
 def repeated_rows(corpus: Corpus, selection: Selection, tokenizer: ChatTokenizer) -> Iterator[dict[str, Any]]:

@@ -94,7 +94,8 @@ class Worker:
                 outcome = done.conversation
                 changed.update(done.changed)
             if isinstance(outcome, Drop):
-                rejected.append(_rejected(source, number, None, outcome, excerpt(raw, 2 * EXCERPT_CHARACTERS)))
+                text = excerpt(raw) if source.personal_data == "keep" else excerpt(_redacted(row))
+                rejected.append(Rejected(number, None, outcome.reason, _shown(outcome.detail, source), text))
             elif not is_sampled(outcome, source.weight, self._config.seed):
                 num_skipped += 1
             else:
@@ -153,8 +154,8 @@ class Worker:
             for number, piece in enumerate(cut):
                 drop = piece if isinstance(piece, Drop) else next(proofs)
                 if drop is not None:
-                    text = conversation.messages[0].text[: 2 * EXCERPT_CHARACTERS]
-                    rejected.append(_rejected(source, row, number, drop, text))
+                    text = conversation.messages[0].text[:EXCERPT_CHARACTERS]
+                    rejected.append(Rejected(row, number, drop.reason, _shown(drop.detail, source), text))
                 elif isinstance(piece, Encoded):
                     counts = len(piece.ids), int(np.count_nonzero(piece.loss_mask))
                     records.append((row, number, piece.first_exchange, same, group, *counts, piece.truncated))
@@ -210,11 +211,24 @@ def needs_signatures(config: BuildConfig) -> bool:
     return any(source.near_duplicates is not None for source in config.sources.values())
 
 
-def _rejected(source: SourceConfig, row: int, piece: int | None, drop: Drop, text: str) -> Rejected:
-    """What is said about a row in the published folder, without the personal data that its source has redacted."""
-    shown = redact if source.personal_data == "redact" else str
-    # Redacted first and cut then, or half an address would be left.
-    return Rejected(row, piece, drop.reason, shown(drop.detail), shown(text)[:EXCERPT_CHARACTERS])
+def _redacted(value: Any) -> Any:
+    """A row without personal data, for the published folder; of one that cannot be read, nothing."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    return {} if isinstance(value, Drop) else value
+
+
+def _shown(detail: str, source: SourceConfig) -> str:
+    """What is said about a row, without personal data where that is redacted."""
+    if source.personal_data == "keep":
+        return detail
+    # Details are cut; the last word may be half an address, which no pattern knows.
+    *whole, last = redact(detail).split(" ")
+    return " ".join([*whole, "…" if "@" in last or sum(map(str.isdigit, last)) > 4 else last])
 
 
 def _concatenate(parts: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:

@@ -258,7 +258,7 @@ def train(shards: Path, *settings: str) -> int:
 BAD_TRAINING: list[tuple[str, list[str], int, list[str]]] = [
     ("unknown key", ["optimiser.lr=1"], 78, ["optimiser: unknown key", "did you mean optimizer?"]),
     ("contradiction", ["batch_packs=3", "micro_batch_packs=2"], 78, ["not a multiple of micro_batch_packs=2"]),
-    ("no such shards", ["shards=nowhere"], 65, ["nowhere", "not a shards folder"]),
+    ("no such shards", ["shards=nowhere"], 65, ["nowhere", "no such folder"]),
     ("no such weights", ["model.weights=nowhere"], 78, ["nowhere"]),
     ("vocabulary too small", ["model.vocab_size=100"], 78, ["100 embedding rows", "ids"]),
     ("no CUDA here", ["device=cuda"], 78, ["device=cuda"]),

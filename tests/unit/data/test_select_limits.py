@@ -64,19 +64,7 @@ def test_the_same_rows_under_another_limit(write_mixture: Callable[..., Any]) ->
     assert (trained(shards, "alpha"), distinct(shards)) == (5, 40)
 
 
-MOVED = pytest.mark.xfail(
-    strict=True, reason="what comes back into one source moves what it opens like to the held-out"
-)
-
-
-@pytest.mark.parametrize(
-    "held_out",
-    [
-        "valid_share=0.2",
-        pytest.param("valid_share=0.01", marks=MOVED),
-        pytest.param("valid_conversations=6", marks=MOVED),
-    ],
-)
+@pytest.mark.parametrize("held_out", ["valid_share=0.2", "valid_share=0.01", "valid_conversations=6"])
 def test_a_limit_is_met_exactly_where_sources_open_alike(held_out: str, write_mixture: Callable[..., Any]) -> None:
     """First questions are shared, and what is held out in one source is not trained on in another."""
     same = numbered("same", 30)
@@ -90,7 +78,6 @@ def test_a_limit_is_met_exactly_where_sources_open_alike(held_out: str, write_mi
         assert trained(shards, "alpha") == 15
 
 
-@pytest.mark.xfail(strict=True, reason="the number is compared with what is left before the limit is applied")
 @pytest.mark.parametrize(
     "setting", ["valid_conversations=6", "sources.beta.num_conversations=20"], ids=["held out", "trained on"]
 )
