@@ -36,7 +36,7 @@ def hand_over(array: Any) -> int:
 def open_own(folder: Path) -> Any:
     from sft.data.shards import Shards
 
-    return Shards.open(folder, check_hashes=False).split("train")
+    return Shards.open(folder).split("train")
 
 
 def open_library(folder: Path) -> Any:
