@@ -24,7 +24,7 @@ from sft.version import VERSION
 
 # Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
 _NOT_CONTENT = {
-    *("sources_dir", "tokenizer", "out", "workers", "sources", "evaluation_files"),
+    *("sources_dir", "tokenizer", "out", "workers", "unit_timeout_s", "sources", "evaluation_files"),
     *("tokenizer_backend", "tokenizer_check_share"),
 }
 # Packages whose version may decide a byte.

@@ -1,5 +1,6 @@
 """Units through worker processes, finished ones in order, memory bounded."""
 
+import faulthandler
 import functools
 import os
 import threading
@@ -21,6 +22,7 @@ Find = Callable[[Path], UnitFile | None]
 
 _load: Callable[[], Worker] | None = None
 """Loads the worker of this process, if it is one of a pool's, once: doing so per unit would cost more than the unit."""
+_timeout_s = 600.0
 
 
 def run_units(
@@ -50,7 +52,10 @@ def run_units(
     try:
         yield from _in_order(pool, find, work, units, ahead=2 * num_workers)
     except BrokenProcessPool as error:
-        raise PeerError("a worker process died", hint="check memory, or use fewer: workers=1") from error
+        raise PeerError(
+            "a worker process died",
+            hint="check memory, or use fewer: workers=1; if a stack is shown above, unit_timeout_s was over there",
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -76,7 +81,8 @@ def _one_by_one(load: Callable[[], Worker], find: Find, work: Path, units: Itera
 
 
 def _start(parent: int, config: BuildConfig, recipes: Path, expected: Ingredients | None) -> None:
-    global _load
+    global _load, _timeout_s
+    _timeout_s = config.unit_timeout_s
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     # Loaded with the first unit: an error travels home from there, while here it would only break the pool.
     _load = functools.cache(functools.partial(Worker, config, recipes, None, expected))
@@ -92,7 +98,12 @@ def _end_with_parent(parent: int) -> None:
 def _run(unit: Unit, path: Path) -> None:
     if _load is None:
         raise RuntimeError("the pool did not start its worker")
-    write_unit(path, _load().run(unit))
+    # Works even if a regular expression that never ends holds the interpreter.
+    faulthandler.dump_traceback_later(_timeout_s, exit=True)
+    try:
+        write_unit(path, _load().run(unit))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _in_order(pool: Executor, find: Find, work: Path, units: Iterator[Unit], ahead: int) -> Iterator[UnitFile]:

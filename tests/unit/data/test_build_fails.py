@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,14 @@ def test_a_recipe_that_cannot_be_loaded_is_named_with_several_workers(code: str,
     (raw.recipes / "zeta" / "convert.py").write_text(code)
     with pytest.raises(ConfigError, match="zeta"):
         built(raw, "workers=2")
+
+
+def test_a_recipe_that_never_returns_ends_the_build_and_shows_where(
+    raw: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = raw.recipes / "zeta" / "convert.py"
+    path.write_text(path.read_text().replace("    turns = row", "    while True:\n        pass\n    turns = row"))
+    with pytest.raises(PeerError, match="unit_timeout_s was over there"):
+        built(raw, "workers=2", "unit_timeout_s=4")
+    assert re.search(r"convert\.py\", line \d+ in convert", capfd.readouterr().err)
+    assert not Path(raw.config().out).exists()
