@@ -146,6 +146,7 @@ def _documents(packs: list[Pack], num_train: int) -> DocumentTable:
         first_turn=zeros,
         digest=numbers.astype(np.uint64),
         group=numbers.astype(np.uint64),
+        content=numbers.astype(np.uint64),
         num_tokens=np.concatenate([pack.doc_lengths_D for pack in packs]),
         num_supervised=np.array(supervised),
         truncated=zeros.astype(bool),

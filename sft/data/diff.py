@@ -25,13 +25,13 @@ _SETTINGS = ("version", "made_with", "tokenizer", "evaluation_files", "settings"
 class Conversations:
     """The rows that came into a build, sorted by key.
 
-    Shapes: counts_N4 holds tokens, tokens with loss, pieces, and the sum of the pieces' first exchanges.
+    Shapes: counts_N5 holds tokens, tokens with loss, pieces, and the sums of their first exchanges and content hashes.
     """
 
     key_N: NDArray[np.uint64]
     """Source, file and row in one number, the same for both builds."""
     digest_N: NDArray[np.uint64]
-    counts_N4: NDArray[np.int64]
+    counts_N5: NDArray[np.int64]
     held_out_N: NDArray[np.bool_]
     uses_N: NDArray[np.int64]
     first_document_N: Rows
@@ -154,7 +154,7 @@ def _conversations(table: DocumentTable, sources: Sequence[str], files: Sequence
     # The documents of a row stand together.
     first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
     order = np.argsort(key[first], kind="stable")
-    columns = (table.num_tokens, table.num_supervised, np.ones(len(key), np.int64), table.first_turn)
+    columns = (table.num_tokens, table.num_supervised, np.ones(len(key), np.int64), table.first_turn, table.content)
     counts = [np.add.reduceat(column.astype(np.int64), first) if len(first) else first for column in columns]
     first = first[order]
     return Conversations(
@@ -206,7 +206,7 @@ def _source_diff(
     _, at_a, at_b = np.intersect1d(a.key_N[mine_a], b.key_N[mine_b], assume_unique=True, return_indices=True)
     both_a, both_b = at_a + mine_a.start, at_b + mine_b.start
     text = a.digest_N[both_a] != b.digest_N[both_b]
-    tokens = ~text & (a.counts_N4[both_a] != b.counts_N4[both_b]).any(axis=1)
+    tokens = ~text & (a.counts_N5[both_a] != b.counts_N5[both_b]).any(axis=1)
     moved = a.held_out_N[both_a] != b.held_out_N[both_b]
     lost, gained = _without(mine_a, both_a), _without(mine_b, both_b)
     digests_a, digests_b = np.unique(a.digest_N[mine_a]), np.unique(b.digest_N[mine_b])

@@ -76,7 +76,7 @@ class _Texts:
 
     def _documents(self, row: int) -> range:
         first = int(self._rows.first_document_N[row])
-        return range(first, first + int(self._rows.counts_N4[row, 2]))
+        return range(first, first + int(self._rows.counts_N5[row, 2]))
 
     def _text(self, doc_id: int) -> str:
         span = self._spans[doc_id]
@@ -116,7 +116,7 @@ def _place(shards: Shards, rows: Conversations, row: int) -> Example:
 
 
 def _numbers(rows: Conversations, row: int) -> Example:
-    tokens, supervised, pieces, _ = rows.counts_N4[row].tolist()
+    tokens, supervised, pieces, *_ = rows.counts_N5[row].tolist()
     split = "valid" if rows.held_out_N[row] else "train"
     return {"tokens": tokens, "supervised_tokens": supervised, "pieces": pieces, "split": split}
 
@@ -203,8 +203,8 @@ def _print_rows(result: Diff, console: Console) -> None:
         pairs = (len(item.text[0]), len(item.tokens[0]))
         _add(table, name, item.num_a, item.num_b, item.num_same, *pairs, len(item.lost), len(item.gained))
     console.print(table)
-    print_line(console, "other text: other turns in the same row; other tokens: the same turns, but not as")
-    print_line(console, "many tokens, tokens with loss or pieces")
+    print_line(console, "other text: other turns in the same row; other tokens: the same turns, but")
+    print_line(console, "another system text, other tokens, loss or pieces")
     for name, item in result.sources.items():
         for what, reasons in (("lost from", item.lost_reasons), ("gained in", item.gained_reasons)):
             if reasons:

@@ -2,6 +2,10 @@
 
 import hashlib
 import unicodedata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation
 
@@ -21,6 +25,11 @@ def group_digest(conversation: Conversation) -> int:
     """64 bits that are equal for conversations that open with the same question, but for case and white space."""
     opening = _composed(conversation.messages[0].text[:OPENING_CHARACTERS]).casefold()
     return _hash(" ".join(opening.split()).encode("utf-8", "surrogatepass"))
+
+
+def content_digest(ids: NDArray[Any], loss_mask: NDArray[Any]) -> int:
+    """64 bits that are equal for documents of equal tokens with equal loss."""
+    return _hash(ids.astype("<u4").tobytes() + loss_mask.astype(np.uint8).tobytes())
 
 
 def _composed(text: str) -> str:

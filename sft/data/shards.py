@@ -88,6 +88,8 @@ class DocumentTable:
     """64-bit hash of the conversation's turns."""
     group: Ints
     """64-bit hash of the conversation's first question; equal ones are in one split."""
+    content: Ints
+    """64-bit hash of the document's tokens and loss mask."""
     num_tokens: Ints
     num_supervised: Ints
     truncated: Ints
@@ -122,20 +124,11 @@ def write_shard(path: Path, packs: Packs) -> None:
 
 def write_documents(path: Path, table: DocumentTable) -> None:
     """Write the document table."""
-    columns = {
-        "source": _names(table.source, table.sources),
-        "file": _names(table.file, table.files),
-        "row": pa.array(table.row, pa.uint32()),
-        "piece": pa.array(table.piece, pa.uint32()),
-        "first_turn": pa.array(table.first_turn, pa.uint32()),
-        "digest": pa.array(table.digest, pa.uint64()),
-        "group": pa.array(table.group, pa.uint64()),
-        "num_tokens": pa.array(table.num_tokens, pa.uint32()),
-        "num_supervised": pa.array(table.num_supervised, pa.uint32()),
-        "truncated": pa.array(table.truncated, pa.bool_()),
-        "uses": pa.array(table.uses, pa.uint16()),
-        "held_out": pa.array(table.held_out, pa.bool_()),
-    }
+    kinds = dict.fromkeys(("row", "piece", "first_turn", "num_tokens", "num_supervised"), pa.uint32())
+    kinds |= dict.fromkeys(("digest", "group", "content"), pa.uint64())
+    kinds |= dict.fromkeys(("truncated", "held_out"), pa.bool_()) | {"uses": pa.uint16()}
+    columns = {"source": _names(table.source, table.sources), "file": _names(table.file, table.files)}
+    columns |= {name: pa.array(getattr(table, name), kind) for name, kind in kinds.items()}
     arrow = pa.table(columns)
     with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, arrow.schema) as writer:
         writer.write_table(arrow, max_chunksize=len(table) or 1)

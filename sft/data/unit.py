@@ -28,6 +28,7 @@ DOCUMENT_FIELDS = np.dtype(
         ("first_turn", np.uint32),
         ("digest", np.uint64),
         ("group", np.uint64),
+        ("content", np.uint64),
         ("num_tokens", np.uint32),
         ("num_supervised", np.uint32),
         ("truncated", np.bool_),

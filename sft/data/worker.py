@@ -16,7 +16,7 @@ from sft.chat.proof import first_violations
 from sft.chat.template import CARD_SYSTEM_PROMPT, Encoded, Layout, encode
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig, SourceConfig
-from sft.data.digests import digest, group_digest
+from sft.data.digests import content_digest, digest, group_digest
 from sft.data.minhash import signatures
 from sft.data.quality.contamination import EvaluationIndex
 from sft.data.quality.personal_data import redact
@@ -158,7 +158,8 @@ class Worker:
                     rejected.append(Rejected(row, number, drop.reason, _shown(drop.detail, source), text))
                 elif isinstance(piece, Encoded):
                     counts = len(piece.ids), int(np.count_nonzero(piece.loss_mask))
-                    records.append((row, number, piece.first_exchange, same, group, *counts, piece.truncated))
+                    content = content_digest(piece.ids, piece.loss_mask)
+                    records.append((row, number, piece.first_exchange, same, group, content, *counts, piece.truncated))
                     documents.append(piece)
             if self._signs and len(documents) > before:
                 signed.append(conversation)

@@ -56,6 +56,13 @@ def shown(a: Shards, b: Shards, **options: Any) -> str:
     return stream.getvalue()
 
 
+def test_another_system_text_of_as_many_tokens_is_a_change(make: Make) -> None:
+    a, b = (make(ROWS, f"sources.talks.system=Answer {letter}.") for letter in "xy")
+    assert a.documents.num_tokens.tolist() == b.documents.num_tokens.tolist()
+    found = only(diff(a, b))
+    assert (found.num_same, len(found.text[0]), len(found.tokens[0])) == (0, 0, 20)
+
+
 def test_equal_builds_do_not_differ(make: Make) -> None:
     a, b = make(ROWS), make(ROWS)
     result = diff(a, b)
@@ -131,7 +138,7 @@ def test_pieces_are_compared_too(make: Make) -> None:
     result = diff(make(rows, "seq_len=64"), make(rows, "seq_len=2048"))
     item = only(result)
     assert len(item.tokens[0]) == 1
-    assert result.rows_a.counts_N4[item.tokens[0][0], 2] > result.rows_b.counts_N4[item.tokens[1][0], 2] == 1
+    assert result.rows_a.counts_N5[item.tokens[0][0], 2] > result.rows_b.counts_N5[item.tokens[1][0], 2] == 1
 
 
 def test_a_lost_row_has_the_other_builds_reason(make: Make) -> None:

@@ -92,6 +92,7 @@ def documents(count: int) -> DocumentTable:
         first_turn=rng.integers(0, 2**16, count),
         digest=rng.integers(0, 2**64, count, dtype=np.uint64),
         group=rng.integers(0, 2**64, count, dtype=np.uint64),
+        content=rng.integers(0, 2**64, count, dtype=np.uint64),
         num_tokens=rng.integers(0, 2**32, count),
         num_supervised=rng.integers(0, 2**32, count),
         truncated=rng.random(count) < 0.5,
@@ -167,7 +168,7 @@ def test_the_document_table_reads_back_equal(count: int, tmp_path: Path) -> None
     assert len(found) == count
     assert (found.sources, found.files) == (table.sources, table.files)
     columns = [field.name for field in dataclasses.fields(DocumentTable) if field.name not in ("sources", "files")]
-    assert len(columns) == 12
+    assert len(columns) == 13
     for name in columns:
         assert getattr(found, name).tolist() == getattr(table, name).tolist(), name
 
