@@ -3,6 +3,7 @@
 import faulthandler
 import functools
 import os
+import tempfile
 import threading
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TextIO
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig
@@ -23,6 +25,8 @@ Find = Callable[[Path], UnitFile | None]
 _load: Callable[[], Worker] | None = None
 """Loads the worker of this process, if it is one of a pool's, once: doing so per unit would cost more than the unit."""
 _timeout_s = 600.0
+_stacks: TextIO | None = None
+"""Where this process writes its stack if it is stuck: one file each, so that two never mix their lines."""
 
 
 def run_units(
@@ -48,16 +52,25 @@ def run_units(
         load = functools.cache(functools.partial(Worker, config, recipes, tokenizer, expected))
         yield from _one_by_one(load, find, work, units)
         return
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, (os.getpid(), config, recipes, expected))
-    try:
-        yield from _in_order(pool, find, work, units, ahead=2 * num_workers)
-    except BrokenProcessPool as error:
-        raise PeerError(
-            "a worker process died",
-            hint="check memory, or use fewer: workers=1; if a stack is shown above, unit_timeout_s was over there",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with tempfile.TemporaryDirectory() as stacks:
+        start = (os.getpid(), config, recipes, expected, Path(stacks))
+        pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, start)
+        try:
+            yield from _in_order(pool, find, work, units, ahead=2 * num_workers)
+        except BrokenProcessPool as error:
+            raise _died(config, Path(stacks)) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _died(config: BuildConfig, stacks: Path) -> PeerError:
+    for path in sorted(stacks.iterdir()):
+        if stack := path.read_text().strip():
+            return PeerError(
+                f"a worker process needed more than unit_timeout_s={config.unit_timeout_s:g} for one unit\n{stack}",
+                hint="see where it was; repair that, or raise unit_timeout_s",
+            )
+    return PeerError("a worker process died", hint="check memory, or use fewer: workers=1")
 
 
 def _usable(path: Path, least_share: float) -> UnitFile | None:
@@ -80,9 +93,10 @@ def _one_by_one(load: Callable[[], Worker], find: Find, work: Path, units: Itera
         yield finished or _opened(path)
 
 
-def _start(parent: int, config: BuildConfig, recipes: Path, expected: Ingredients | None) -> None:
-    global _load, _timeout_s
+def _start(parent: int, config: BuildConfig, recipes: Path, expected: Ingredients | None, stacks: Path) -> None:
+    global _load, _timeout_s, _stacks
     _timeout_s = config.unit_timeout_s
+    _stacks = (stacks / f"{os.getpid()}.txt").open("w")
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     # Loaded with the first unit: an error travels home from there, while here it would only break the pool.
     _load = functools.cache(functools.partial(Worker, config, recipes, None, expected))
@@ -96,10 +110,10 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _run(unit: Unit, path: Path) -> None:
-    if _load is None:
+    if _load is None or _stacks is None:
         raise RuntimeError("the pool did not start its worker")
     # Works even if a regular expression that never ends holds the interpreter.
-    faulthandler.dump_traceback_later(_timeout_s, exit=True)
+    faulthandler.dump_traceback_later(_timeout_s, exit=True, file=_stacks)
     try:
         write_unit(path, _load().run(unit))
     finally:
