@@ -331,8 +331,10 @@ class TrainConfig:
     """Loss scale at the start is 2 to this power (value of the base model's pre-training)."""
     fp16_scale_window: int = _resume_fixed(default=1000)
     """Steps without overflow before the loss scale doubles (value of the base model's pre-training)."""
-    engine: Literal["torch"] = _resume_fixed(default="torch")
-    """What runs the step."""
+    engine: Literal["torch"] = "torch"
+    """What runs the step; it may change on a resume."""
+    fsdp_shard_size: int | None = None
+    """Processes that share one copy of the model, such as those of a node; null shares it among all."""
     device: Device = "auto"
     """`auto` takes CUDA if there is one."""
     activation_checkpointing: bool = False
@@ -341,12 +343,22 @@ class TrainConfig:
     """Steps between checkpoints; one is always saved at the end and on a stop."""
     keep_checkpoints: int = 3
     """Newest checkpoints to keep; at least 2, so that a damaged one has a predecessor."""
+    keep_best: int = 1
+    """Checkpoints with the lowest held-out loss to keep besides; only those saved when it was measured can be."""
+    keep_every_steps: int = 0
+    """Checkpoints of every so many steps to keep for good; 0 keeps none."""
+    async_save: bool = True
+    """Write checkpoints while training goes on, which takes a copy of weights and moments in memory."""
     eval_every_steps: int = 0
     """Steps between held-out loss measurements; 0 measures none while training."""
+    eval_at_start: bool = False
+    """Measure before the first step too, if any measurement is made."""
     eval_max_packs: int = 64
     """Packed validation sequences per measurement while training."""
     max_bad_steps: int = 3
     """Consecutive non-finite steps (fp16: at the smallest loss scale) that end the run with code 70."""
+    peer_timeout_s: float = 1800.0
+    """Seconds to wait for the other processes of the run, at its start and in every exchange."""
     stop_margin_s: float = 300.0
     """Seconds before the job's end (SLURM_JOB_END_TIME) at which to save and stop."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -355,8 +367,10 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
         yield from _at_least(self, 1, *counts, "fp16_scale_window")
-        yield from _at_least(self, 0, "eval_every_steps", "stop_margin_s")
-        yield from _above_zero(self, "epochs")
+        yield from _at_least(self, 0, "eval_every_steps", "stop_margin_s", "keep_best", "keep_every_steps")
+        yield from _above_zero(self, "epochs", "peer_timeout_s")
+        if self.fsdp_shard_size is not None:
+            yield from _at_least(self, 1, "fsdp_shard_size")
         if self.batch_packs % max(1, self.micro_batch_packs):
             yield f"batch_packs={self.batch_packs}: not a multiple of micro_batch_packs={self.micro_batch_packs}"
         if self.max_steps is not None:

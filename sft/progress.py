@@ -24,9 +24,18 @@ PLAIN_INTERVAL_S = 10.0
 
 @contextmanager
 def progress(
-    title: str, total: int | None, *, unit: str, start: int = 0, clock: Callable[[], float] = time.monotonic
+    title: str,
+    total: int | None,
+    *,
+    unit: str,
+    start: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+    shown: bool = True,
 ) -> Iterator[Advance]:
     """Show how far a piece of work is; `total=None` counts without an end."""
+    if not shown:
+        yield lambda _count, _remark: None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain(title, total, unit, start, clock)

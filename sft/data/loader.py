@@ -26,13 +26,20 @@ class Batch:
     targets_T: NDArray[np.int64]
     doc_lengths: tuple[int, ...]
     doc_ids: tuple[int, ...]
+    packs: tuple[int, ...] = ()
+    """Where in their split the packs stand."""
+
+    @classmethod
+    def empty(cls) -> "Batch":
+        """One token and no loss, for a process that has nothing to compute while others do."""
+        return cls(np.zeros(1, np.int64), np.full(1, IGNORE, np.int64), (1,), ())
 
     @property
     def num_supervised(self) -> int:
         return int((self.targets_T != IGNORE).sum())
 
 
-def join(packs: Sequence[Pack]) -> Batch:
+def join(packs: Sequence[Pack], indices: Sequence[int] = ()) -> Batch:
     """Lay the documents of the packs end to end and shift their loss masks into targets."""
     ids_T = np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]).astype(np.int64)
     mask_T = np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]).astype(bool)
@@ -42,10 +49,11 @@ def join(packs: Sequence[Pack]) -> Batch:
     targets_T = np.full(len(ids_T), IGNORE, np.int64)
     targets_T[:-1] = np.where(mask_T[1:], ids_T[1:], IGNORE)
     doc_ids = tuple(int(doc_id) for pack in packs for doc_id in pack.doc_ids_D)
-    return Batch(ids_T, targets_T, tuple(map(int, lengths_D)), doc_ids)
+    return Batch(ids_T, targets_T, tuple(map(int, lengths_D)), doc_ids, tuple(indices))
 
 
 def micro_batches(split: Split, indices: Sequence[int], size: int) -> Iterator[Batch]:
     """The packs of one optimizer step, `size` at a time."""
     for start in range(0, len(indices), size):
-        yield join([split[index] for index in indices[start : start + size]])
+        chosen = indices[start : start + size]
+        yield join([split[index] for index in chosen], chosen)

@@ -18,10 +18,11 @@ from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, NumericsError
 from sft.evals.load import Loaded, find, load
 from sft.evals.samples import samples
+from sft.model.objective import Objective
 from sft.progress import progress
 from sft.storage.publish import write_text
 from sft.train.precision import autocast
-from sft.train.validate import SourceLoss, held_out_loss
+from sft.train.validate import SourceLoss, held_out_loss, measure
 from sft.train.world import choose_device
 from sft.version import VERSION
 
@@ -94,16 +95,15 @@ def _num_packs(split: Split, config: EvalConfig) -> int:
 def _losses(
     loaded: Loaded, shards: Shards, config: EvalConfig, device: torch.device
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    split = shards.split(config.split)
+    split, objective = shards.split(config.split), Objective(loaded.model)
     with progress("evaluate", _num_packs(split, config), unit="packs") as advance:
         losses: dict[str, SourceLoss] = held_out_loss(
-            loaded.model,
+            lambda batch: measure(objective, device, autocast(device, config.precision), batch),
             split,
             shards.documents,
             max_packs=config.max_packs,
             micro_batch_packs=config.micro_batch_packs,
-            autocast=lambda: autocast(device, config.precision),
-            advance=advance,
+            advance=lambda batch: advance(len(batch.packs), ""),
         )
     if not all(math.isfinite(value.nll_sum) for value in losses.values()):
         raise NumericsError(

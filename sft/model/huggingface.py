@@ -139,8 +139,8 @@ def load_weights(model: NeoX, folder: Path) -> None:
 
 def write_folder(
     state: Mapping[str, Tensor], config: ModelConfig, folder: Path, dtype: torch.dtype, max_shard_bytes: int
-) -> None:
-    """Write config.json and the weights, cast to `dtype`; equal weights give equal bytes.
+) -> list[Path]:
+    """Write config.json and the weights, cast to `dtype`; equal weights give equal bytes. Returns the files.
 
     `state` is asked for each parameter once and in order, so it may gather tensors as they are needed.
 
@@ -157,7 +157,15 @@ def write_folder(
         total_bytes = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
         weight_map = {key: name for name, parameters in zip(names, shards, strict=True) for key in parameters}
         _write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-    _write_json(folder / "config.json", config_json(config, dtype))
+    written = [*(folder / name for name in names), write_config(config, folder, dtype)]
+    return written + ([folder / INDEX] if len(shards) > 1 else [])
+
+
+def write_config(config: ModelConfig, folder: Path, dtype: torch.dtype) -> Path:
+    """Write config.json."""
+    path = folder / "config.json"
+    _write_json(path, config_json(config, dtype))
+    return path
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -31,6 +31,11 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def file_facts(path: Path) -> dict[str, Any]:
+    """What a manifest records of a file."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
 def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[str, Any]) -> Manifest:
     """Hash every file in `folder` and write its manifest, the last file of the folder."""
     names = sorted(
@@ -39,18 +44,21 @@ def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[
         if path.is_file() and path != folder / MANIFEST
     )
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda name: file_sha256(folder / name), names))
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
-        for name, digest in zip(names, hashes, strict=True)
-    }
-    content = "".join(f"{name} {digest}\n" for name, digest in zip(names, hashes, strict=True))
+        files = dict(zip(names, pool.map(lambda name: file_facts(folder / name), names), strict=True))
+    return write_manifest_of(folder, kind, schema_version, facts, files)
+
+
+def write_manifest_of(
+    folder: Path, kind: str, schema_version: int, facts: Mapping[str, Any], files: Mapping[str, dict[str, Any]]
+) -> Manifest:
+    """Write the manifest of files whose facts are known, the last file of the folder."""
+    content = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
     manifest = {
         "kind": kind,
         "schema_version": schema_version,
         "content_digest": text_sha256(content),
         **facts,
-        "files": files,
+        "files": {name: files[name] for name in sorted(files)},
     }
     write_text(folder / MANIFEST, _text(manifest | {SELF: text_sha256(_text(manifest))}))
     return manifest

@@ -61,17 +61,18 @@ def sync_tree(folder: Path) -> None:
     """Force every file and folder below to disk, so that the rename cannot overtake their contents."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            _sync(path)
+            sync(path)
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:
     """Force a folder's list of names to disk."""
-    _sync(folder)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Force a file's contents, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """Checkpoints: published as a whole, loaded only if every hash is true, set aside if not.
 
-A checkpoint is a Hugging Face folder with fp32 weights, plus tokenizer.json, optimizer.safetensors, state.json and
+A checkpoint is a folder with fp32 weights and AdamW's moments (pieces.py), config.json, tokenizer.json, state.json and
 the manifest. Its name gives its step, and the step alone decides which one is the newest.
 """
 
@@ -10,21 +10,19 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from sft.errors import DataError, StorageError
-from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest
-from sft.storage.publish import STAGING_PREFIX, staged, write_text
+from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
+from sft.storage.publish import STAGING_PREFIX, staging_path, sync_folder, write_text
 from sft.train.health import Counts
 from sft.train.identity import Identity
 
 KIND = "checkpoint"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATE = "state.json"
 BAD_PREFIX, TRASH_PREFIX = ".bad-", ".trash-"
 FREE_SPACE_FACTOR = 1.3
@@ -48,6 +46,11 @@ class State:
     shards: dict[str, Any]
     """Name, content digest, sources and licences of the build it was trained on."""
     engine: dict[str, Any]
+    """What the engine keeps besides tensors."""
+    ledger: str
+    """Hash of the ledger up to this step."""
+    eval_loss: float | None
+    """Held-out loss of all sources, if it was measured at this step."""
     rng: dict[str, str]
     """State of PyTorch's random generators by device, as hex digits."""
     versions: dict[str, str]
@@ -68,22 +71,49 @@ def checkpoint_path(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def publish(checkpoints: Path, step: int, num_bytes: int, write: Callable[[Path], None]) -> Path:
-    """Make the checkpoint of a step out of the files that `write` puts into a folder.
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(folder.name.removeprefix("step-"))
 
-    Raises: StorageError if it exists, the disk is too full for num_bytes, or writing fails; nothing is left then.
+
+def open_staging(final: Path, num_bytes: int) -> Path:
+    """The empty folder in which the checkpoint `final` is prepared.
+
+    Raises: StorageError if `final` exists, or the disk is too full for num_bytes.
     """
-    final = checkpoint_path(checkpoints, step)
-    _require_space(checkpoints, num_bytes)
+    _require_space(final.parent, num_bytes)
     with contextlib.suppress(OSError):
-        final.rmdir()  # an empty folder is nobody's checkpoint; any other stays and is refused below
-    with staged(final) as folder:
-        try:
-            write(folder)
-            write_manifest(folder, KIND, SCHEMA_VERSION, {"step": step})
-        except (SafetensorError, RuntimeError) as error:  # how the writers of tensors report a refusing disk
-            raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
-    return final
+        final.rmdir()  # an empty folder is nobody's checkpoint; any other stays and is refused here
+    staging = staging_path(final)
+    if final.exists():
+        raise StorageError("exists already and is never overwritten", on=final, hint="name another folder")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
+    return staging
+
+
+def publish_staging(final: Path, step: int, files: Mapping[str, dict[str, Any]], errors: Sequence[str]) -> None:
+    """Give a prepared checkpoint its manifest, with these facts of its synced files, and then its final name.
+
+    Raises: StorageError if there were errors, or the disk refuses; nothing is left then.
+    """
+    staging = staging_path(final)
+    try:
+        if errors:
+            raise OSError("; ".join(errors))
+        write_manifest_of(staging, KIND, SCHEMA_VERSION, {"step": step}, files)
+        # A name that the disk does not know yet could be lost by a power cut after the rename.
+        sync_folder(staging)
+        staging.rename(final)
+        # Without this a power cut after the rename may bring the staging name back.
+        sync_folder(final.parent)
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def newest_whole(checkpoints: Path) -> Path | None:
@@ -137,18 +167,6 @@ def published(checkpoints: Path) -> list[Path]:
 def has_bad(checkpoints: Path) -> bool:
     """True if a damaged checkpoint was set aside here."""
     return any(checkpoints.glob(f"{BAD_PREFIX}*"))
-
-
-def retire(checkpoints: Path, num_kept: int) -> None:
-    """Delete all but the newest checkpoints; what cannot be deleted costs space, never the run."""
-    whole = [folder for folder in published(checkpoints) if (folder / MANIFEST).is_file()]
-    for folder in whole[num_kept:]:
-        trash = folder.with_name(f"{TRASH_PREFIX}{folder.name}")
-        try:
-            folder.rename(trash)  # from now on nobody takes it for a checkpoint, however far the deletion gets
-            shutil.rmtree(trash)
-        except OSError as error:
-            log.warning("%s cannot be deleted: %s", folder, error)
 
 
 def clean(checkpoints: Path) -> None:

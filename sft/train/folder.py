@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sft.config import TrainConfig
@@ -13,6 +13,8 @@ from sft.storage.lease import lease
 from sft.storage.publish import write_text
 from sft.train.checkpoint import clean
 from sft.train.identity import Identity, differences
+from sft.train.ledger import LEDGER
+from sft.train.peers import Peers
 from sft.train.stop import STOP_FILE
 from sft.train.track import STEP, read_records
 
@@ -24,15 +26,24 @@ class RunFolder:
     """Where one run keeps everything."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.checkpoints, self.metrics = path, path / "checkpoints", path / METRICS_FILE
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.metrics, self.ledger = path / METRICS_FILE, path / LEDGER
 
     @classmethod
     @contextmanager
-    def hold(cls, path: Path) -> Iterator["RunFolder"]:
-        """The folder for this process alone, rid of what killed processes left in it.
+    def hold(cls, path: Path, peers: Peers) -> Iterator["RunFolder"]:
+        """The folder for this run alone, rid of what killed processes left in it. The first process holds it for all.
 
         Raises: ConfigError if it holds something that is not a run, StorageError if another process holds it.
         """
+        with ExitStack() as held:
+            with peers.together():
+                folder = held.enter_context(cls._hold(path)) if peers.is_first else cls(path)
+            yield folder
+
+    @classmethod
+    @contextmanager
+    def _hold(cls, path: Path) -> Iterator["RunFolder"]:
         _refuse_foreign(path)
         folder = cls(path)
         try:

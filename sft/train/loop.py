@@ -1,35 +1,40 @@
-"""Training, read this first: next batch, forward and backward, step, maybe measure, maybe save, stop if asked.
+"""Training, read this first: next batches, forward and backward, step, maybe measure, maybe save, stop if asked.
 
-What a run is made of is prepared in run.py; the arithmetic of a step is behind engine/base.py.
+What a run is made of is prepared in run.py; the arithmetic of a step is behind engine/base.py. Every process of the run
+takes the same way through this file; what they tell each other once per step is in `settle`.
 """
 
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sft.config import TrainConfig
-from sft.data.loader import micro_batches
+from sft.data.loader import Batch
 from sft.data.shards import Split
-from sft.errors import DataError, StopRequested, StorageError
+from sft.errors import DataError, PeerError, StopRequested
 from sft.progress import progress
 from sft.train import track
-from sft.train.checkpoint import checkpoint_path, publish, retire
 from sft.train.engine.base import EMPTY_STEP
 from sft.train.folder import RunFolder
 from sft.train.health import require_numbers
-from sft.train.run import Run, read_inputs, start, versions
+from sft.train.inputs import read_inputs
+from sft.train.peers import connected
+from sft.train.run import Run, start, versions
+from sft.train.save import WRITTEN
+from sft.train.saving import publish_if_possible, save, save_if_possible
 from sft.train.schedule import learning_rate
+from sft.train.share import num_rounds, shared_batches
 from sft.train.stop import Clock, Stop, job_deadline
-from sft.train.validate import held_out_loss
-from sft.train.world import World
+from sft.train.validate import ALL, held_out_loss
+from sft.train.world import World, choose_device
 
-MAX_FAILED_SAVES = 3
 SHORTEST_STEP_S = 1e-9
 """Keeps rates finite when a coarse clock does not advance within a step."""
-
-log = logging.getLogger(__name__)
+NO_PACK = -1
 
 
 def train(
@@ -38,39 +43,50 @@ def train(
     world: World | None = None,
     environ: Mapping[str, str] = os.environ,
     clock: Clock = time.monotonic,
+    meeting_place: str = "env://",
 ) -> None:
     """Train until the last step, going on from the newest whole checkpoint if the run folder has one.
 
     Raises: StopRequested once everything is saved, if asked to stop; other SftErrors as errors.py says.
     """
-    with RunFolder.hold(Path(config.out)) as folder:
-        stop = Stop(folder.path, job_deadline(environ, config.stop_margin_s, clock=clock), clock)
-        with stop.listening():
-            inputs = read_inputs(config, folder)
-            if inputs.is_finished:
+    world = world or World.of(environ)
+    device = choose_device(config.device, world.local_rank)
+    stop = Stop(Path(config.out), job_deadline(environ, config.stop_margin_s, clock=clock), clock)
+    with (
+        stop.listening(),
+        connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as peers,
+        RunFolder.hold(Path(config.out), peers) as folder,
+    ):
+        inputs = read_inputs(config, folder, peers)
+        if inputs.is_finished:
+            if peers.is_first:
                 print(f"{folder.path}: finished already, the model is in {inputs.checkpoint}")
-                return
-            with start(config, inputs, folder, world or World.of(environ), stop, clock) as run:
-                run_to_end(run)
+            return
+        with start(config, inputs, folder, peers, device, stop, clock) as run:
+            run_to_end(run)
 
 
 def run_to_end(run: Run) -> None:
     """Take steps until none is left, then save the result."""
     num_steps = run.inputs.order.num_steps
-    run.tracker.log(track.START, run.counts.num_steps, num_steps=num_steps, versions=versions())
+    run.tracker.log(track.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.peers.size)
     if run.counts.num_steps:
-        print(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
-    with progress("training", num_steps, unit="steps", start=run.counts.num_steps) as advance:
+        run.say(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
+    settle(run)
+    if run.config.eval_at_start and not run.counts.num_steps:
+        evaluate(run)
+    with progress("training", num_steps, unit="steps", start=run.counts.num_steps, shown=run.peers.is_first) as advance:
         while not run.is_finished:
             stop_if_asked(run)
             remark = train_step(run)
-            if run.inputs.valid is not None and run.is_due(run.config.eval_every_steps):
-                evaluate(run, run.inputs.valid)
+            settle(run)
+            if run.is_due(run.config.eval_every_steps):
+                evaluate(run)
             if run.is_due(run.config.save_every_steps):
                 save_if_possible(run)
             advance(1, remark)
     checkpoint = save(run)
-    print(f"trained {num_steps} steps; the model is in {checkpoint}, the metrics in {run.folder.metrics}")
+    run.say(f"trained {num_steps} steps; the model is in {checkpoint}, the metrics in {run.folder.metrics}")
 
 
 def train_step(run: Run) -> str:
@@ -80,13 +96,17 @@ def train_step(run: Run) -> str:
     lr = learning_rate(counts.num_steps, order.num_steps, run.config.optimizer)
     num_supervised = int(run.inputs.split.num_supervised_N[packs].sum())
     if num_supervised:
-        num_tokens = forward_backward(run, packs, num_supervised)
+        forward_backward(run, packs, num_supervised)
+        run.own_step_s = run.clock() - started_s  # from here on the fast wait for the slow
+        run.saver.before_update()
         result = run.engine.step(lr)
     else:
-        log.warning("step %d: its packs hold no supervised token, the weights stay as they are", counts.num_steps + 1)
-        num_tokens, result = 0, EMPTY_STEP
+        run.warn("its packs hold no supervised token, the weights stay as they are")
+        result = EMPTY_STEP
     step_s = max(run.clock() - started_s, SHORTEST_STEP_S)
+    num_tokens = int(run.inputs.num_tokens_N[packs].sum()) if num_supervised else 0
     counts.add(result, num_tokens, num_supervised)
+    run.eval_loss = None
     loss = result.loss_sum / max(num_supervised, 1)
     run.tracker.log(
         track.STEP,
@@ -107,84 +127,99 @@ def train_step(run: Run) -> str:
     return f"loss {loss:.3f} · {num_tokens / step_s:,.0f} tok/s"
 
 
-def forward_backward(run: Run, packs: Sequence[int], num_supervised: int) -> int:
-    """Gather the gradient of one step's packs; returns their number of tokens.
+def forward_backward(run: Run, packs: Sequence[int], num_supervised: int) -> None:
+    """Gather the gradient of this process's share of one step's packs.
 
-    Raises: DataError if their masks do not hold the number of supervised tokens that divides the loss.
+    Raises: DataError if the masks of a pack do not hold the number of supervised tokens that divides the loss.
     """
-    num_tokens = num_found = 0
-    for batch in micro_batches(run.inputs.split, packs, run.config.micro_batch_packs):
-        run.engine.forward_backward(batch, num_supervised)
-        num_tokens += len(batch.input_ids_T)
-        num_found += batch.num_supervised
-    if num_found != num_supervised:
-        raise DataError(
-            f"packs {list(packs)} hold {num_found} supervised tokens, their num_supervised says {num_supervised}",
-            on=run.config.shards,
-            hint="build the shards again",
+    config, split = run.config, run.inputs.split
+    last = num_rounds(len(packs), config.micro_batch_packs, run.peers) - 1
+    batches = shared_batches(split, packs, config.micro_batch_packs, run.peers, run.cost_per_token)
+    for number, batch in enumerate(batches):
+        _require_mask(batch, split, run.config.shards)
+        run.engine.forward_backward(batch, num_supervised, is_last=number == last)
+        run.consumed += batch.packs
+
+
+def settle(run: Run) -> None:
+    """Tell each other, once per step: where everybody is, who is asked to stop, whose save is written, what was used.
+
+    Raises: PeerError if not all processes are at the same step.
+    """
+    room = -(-run.config.batch_packs // run.peers.size)
+    used = [*run.consumed, *[NO_PACK] * (room - len(run.consumed))]
+    state = (run.counts.num_steps, run.stop.reason() is not None, run.saver.status, run.own_step_s)
+    told = run.peers.gather([*state, *used])
+    _require_same_step(told[:, 0])
+    run.is_stop_agreed = bool(told[:, 1].any())
+    packs = [int(pack) for pack in told[:, len(state) :].flatten() if pack != NO_PACK]
+    if packs:
+        run.ledger.add(run.counts.num_steps, packs)
+    run.consumed = ()
+    if (told[:, 2] == WRITTEN).all():
+        publish_if_possible(run)
+
+
+def evaluate(run: Run) -> None:
+    """Measure the held-out loss of every source; a wish to stop ends it without a result."""
+    valid = run.inputs.valid
+    if valid is None:
+        return
+    try:
+        losses = held_out_loss(
+            run.engine.measure,
+            valid,
+            run.inputs.shards.documents,
+            max_packs=run.config.eval_max_packs,
+            micro_batch_packs=run.config.micro_batch_packs,
+            peers=run.peers,
+            advance=lambda _: run.stop.in_agreement(run.peers),
         )
-    return num_tokens
-
-
-def evaluate(run: Run, valid: Split) -> None:
-    """Measure the held-out loss of every source."""
-    losses = held_out_loss(
-        run.engine.model,
-        valid,
-        run.inputs.shards.documents,
-        max_packs=run.config.eval_max_packs,
-        micro_batch_packs=run.config.micro_batch_packs,
-        autocast=run.engine.autocast,
-    )
+    except StopRequested:
+        return  # the loop notices it too, and saves first
     sources = {
         name: {"loss": it.loss, "perplexity": it.perplexity, "accuracy": it.accuracy, "tokens": it.num_tokens}
         for name, it in losses.items()
     }
+    run.eval_loss = losses[ALL].loss
     run.tracker.log(track.EVAL, run.counts.num_steps, sources=sources)
 
 
-def save_if_possible(run: Run) -> None:
-    """Save, but let a disk that refuses now and then cost no more than the checkpoint.
-
-    Raises: StorageError if it refuses several times in a row.
-    """
-    try:
-        save(run)
-    except StorageError as error:
-        run.num_failed_saves += 1
-        if run.num_failed_saves == MAX_FAILED_SAVES:
-            raise
-        log.warning("step %d was not saved, going on: %s", run.counts.num_steps, error)
-
-
-def save(run: Run) -> Path:
-    """Publish a checkpoint of the last step, unless there is one, and retire old ones."""
-    step, checkpoints = run.counts.num_steps, run.folder.checkpoints
-    if run.saved_step != step:
-        started_s = run.clock()
-        run.tracker.sync()  # before a checkpoint can say that these records exist
-        publish(checkpoints, step, run.engine.checkpoint_bytes, run.write_checkpoint)
-        run.saved_step, run.num_failed_saves = step, 0
-        run.tracker.log(track.SAVE, step, save_s=run.clock() - started_s)
-        retire(checkpoints, run.config.keep_checkpoints)
-    return checkpoint_path(checkpoints, step)
-
-
 def stop_if_asked(run: Run) -> None:
-    """Save and leave if a signal, the STOP file or the end of the job's time says so.
+    """Save and leave if any process got a signal, found the STOP file or sees the end of the job's time.
 
     Raises: StopRequested, after everything is saved.
     """
-    reason, step = run.stop.reason(), run.counts.num_steps
-    if reason is None:
+    if not run.is_stop_agreed:
         return
+    step = run.counts.num_steps
+    reason = next(filter(None, run.peers.gather_json(run.stop.reason())), "asked to stop")
     if step:
         save(run)
     run.tracker.log(track.STOP, step, reason=reason)
-    run.stop.clear_file()
+    if run.peers.is_first:
+        run.stop.clear_file()
     place = f"after step {step} of {run.inputs.order.num_steps}, which is saved" if step else "before the first step"
     raise StopRequested(
         f"{reason}: stopped {place}",
         on=run.folder.path,
         hint="run the same command again to go on from there",
     )
+
+
+def _require_same_step(steps: NDArray[np.float64]) -> None:
+    if len(set(steps)) > 1:
+        raise PeerError(
+            f"the processes are at different steps: {[int(step) for step in steps]}", hint="start them anew"
+        )
+
+
+def _require_mask(batch: Batch, split: Split, shards: str) -> None:
+    expected = int(split.num_supervised_N[list(batch.packs)].sum())
+    if batch.num_supervised != expected:
+        raise DataError(
+            f"packs {list(batch.packs)} hold {batch.num_supervised} supervised tokens, "
+            f"their num_supervised says {expected}",
+            on=shards,
+            hint="build the shards again",
+        )

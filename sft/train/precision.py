@@ -6,11 +6,11 @@ import torch
 
 from sft.config import Precision
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """A context in which matrix products run in the given precision."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=_HALF[precision])
+    return torch.autocast(device.type, dtype=HALF[precision])

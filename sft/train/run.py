@@ -3,76 +3,71 @@
 import logging
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from sft.config import TrainConfig
-from sft.data.order import Order
-from sft.data.shards import TOKENIZER, Shards, Split
-from sft.errors import ConfigError, StorageError
-from sft.model.huggingface import read_config
-from sft.model.neox import NeoX, build
+from sft.data.shards import TOKENIZER
+from sft.model.huggingface import parameter_shapes, read_config
+from sft.model.neox import NeoX
 from sft.settings import as_values
 from sft.train import track
-from sft.train.checkpoint import State, has_bad, newest_whole
+from sft.train.checkpoint import STATE, State
 from sft.train.engine.base import Engine
+from sft.train.engine.shard import make_mesh
 from sft.train.engine.torch import TorchEngine
-from sft.train.folder import RunFolder, require_same
+from sft.train.folder import RunFolder
 from sft.train.health import Counts
-from sft.train.identity import Identity, identity
+from sft.train.inputs import Inputs
+from sft.train.ledger import Ledger
+from sft.train.peers import Peers
+from sft.train.pieces import StoredPieces
 from sft.train.random_state import random_state, restore_random_state
+from sft.train.save import Saver
 from sft.train.stop import Clock, Stop
-from sft.train.track import Record, Tracker
-from sft.train.weights import starting_model, starting_shape
-from sft.train.world import World, choose_device
+from sft.train.track import Tracker
+from sft.train.weights import StartingWeights, starting_shape
 from sft.version import VERSION
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads, and how far it has come."""
-
-    shards: Shards
-    split: Split
-    valid: Split | None
-    """Present if the run measures held-out loss."""
-    order: Order
-    identity: Identity
-    run_id: str
-    records: list[Record]
-    """The metrics of earlier attempts."""
-    checkpoint: Path | None
-    """Where to go on from; None starts at step 0."""
-    state: State | None
-
-    @property
-    def is_finished(self) -> bool:
-        return self.state is not None and self.state.step >= self.order.num_steps
-
-
 @dataclass
 class Run:
-    """A run in progress."""
+    """A run in progress, as one of its processes sees it."""
 
     config: TrainConfig
     folder: RunFolder
     inputs: Inputs
+    peers: Peers
     engine: Engine
+    saver: Saver
     tracker: Tracker
+    ledger: Ledger
     stop: Stop
     counts: Counts
     clock: Clock
     saved_step: int
     """Step of the newest checkpoint, 0 if there is none."""
+    saving_step: int = 0
+    """Step of the last save that was begun, and when."""
+    save_started_s: float = 0.0
     num_failed_saves: int = 0
     """Saves in a row that the disk refused."""
+    is_stop_agreed: bool = False
+    """True once any process has a reason to stop."""
+    consumed: tuple[int, ...] = ()
+    """Packs that this process has computed in the last step."""
+    own_step_s: float = 0.0
+    """How long its forward and backward passes took then."""
+    eval_loss: float | None = None
+    """Held-out loss of the last step, if it was measured."""
 
     @property
     def is_finished(self) -> bool:
@@ -88,27 +83,51 @@ class Run:
         """Passes over the training split so far."""
         return self.position / len(self.inputs.split)
 
+    @cached_property
+    def cost_per_token(self) -> float:
+        """What the linear layers cost for a token, in pairs of tokens that attend to each other."""
+        shape = self.engine.model.config
+        head, block = shape.vocab_size, 4 * shape.hidden_size + 2 * shape.intermediate_size
+        return (head + shape.num_layers * block) / (2 * shape.num_layers)
+
     def is_due(self, every_steps: int) -> bool:
         """True after every `every_steps` steps and after the last one; 0 is never."""
         return every_steps > 0 and (self.counts.num_steps % every_steps == 0 or self.is_finished)
 
-    def write_checkpoint(self, folder: Path) -> None:
-        """Put everything that a checkpoint holds into the folder, except its manifest."""
-        manifest = self.inputs.shards.manifest
-        engine_state = self.engine.save(folder)
-        shutil.copyfile(self.inputs.shards.tokenizer_path, folder / TOKENIZER)
-        State(
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.peers.is_first:
+            print(text)
+
+    def warn(self, text: str) -> None:
+        """Log a warning about the step in progress, once for all processes."""
+        if self.peers.is_first:
+            log.warning("step %d: %s", self.counts.num_steps + 1, text)
+
+    def rest_of_checkpoint(self) -> Callable[[Path], list[Path]]:
+        """Writes what a checkpoint of this moment holds besides tensors, whenever it is called."""
+        manifest, tokenizer = self.inputs.shards.manifest, self.inputs.shards.tokenizer_path
+        state = State(
             step=self.counts.num_steps,
             position=self.position,
             epoch=self.epoch,
-            counts=self.counts,
+            counts=replace(self.counts),
             identity=self.inputs.identity,
             config=as_values(self.config),
             shards={key: manifest.get(key) for key in ("name", "content_digest", "sources", "tokenizer")},
-            engine=engine_state,
+            engine=self.engine.state(),
+            ledger=self.ledger.digest,
+            eval_loss=self.eval_loss,
             rng=random_state(),
             versions=versions(),
-        ).write(folder)
+        )
+
+        def write(folder: Path) -> list[Path]:
+            shutil.copyfile(tokenizer, folder / TOKENIZER)
+            state.write(folder)
+            return [folder / TOKENIZER, folder / STATE]
+
+        return write
 
 
 def versions() -> dict[str, str]:
@@ -117,82 +136,55 @@ def versions() -> dict[str, str]:
     return {"sft": VERSION, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def read_inputs(config: TrainConfig, folder: RunFolder) -> Inputs:
-    """Open the shards, make sure that the folder holds this run, and find its newest whole checkpoint.
-
-    Raises: ConfigError if the folder's run is another one; StorageError if it had checkpoints and none is left.
-    """
-    shards = Shards.open(Path(config.shards))
-    split = shards.split("train")
-    order = Order(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
-    if order.num_steps < 1:
-        raise ConfigError(f"epochs={config.epochs}: not one of {len(split)} packs to train on", on=config.shards)
-    valid = _valid_split(config, shards)
-    ident = identity(config, shards)
-    run_id = folder.enter(config, ident)
-    records = track.read_records(folder.metrics)
-    checkpoint = newest_whole(folder.checkpoints)
-    state = State.read(checkpoint) if checkpoint else None
-    if state:
-        require_same(state.identity, ident, folder.path)
-    elif has_bad(folder.checkpoints) or any(record["kind"] == track.SAVE for record in records):
-        raise StorageError(
-            "the run has saved before, but no whole checkpoint is left",
-            on=folder.checkpoints,
-            hint="restore one, or name another out to start from scratch",
-        )
-    return Inputs(shards, split, valid, order, ident, run_id, records, checkpoint, state)
-
-
 @contextmanager
 def start(
-    config: TrainConfig, inputs: Inputs, folder: RunFolder, world: World, stop: Stop, clock: Clock
+    config: TrainConfig,
+    inputs: Inputs,
+    folder: RunFolder,
+    peers: Peers,
+    device: torch.device,
+    stop: Stop,
+    clock: Clock,
 ) -> Iterator[Run]:
     """The run with its weights loaded and its metrics open."""
     torch.manual_seed(config.seed)
-    engine = _engine(config, inputs, world)
+    with peers.together():
+        engine = _engine(config, inputs, peers, device)
     state = inputs.state
     step = state.step if state else 0
-    if state and inputs.checkpoint:
-        engine.restore(inputs.checkpoint, state.engine)
+    if state:
         restore_random_state(state.rng)
     elif inputs.records:
         log.warning("%s: ended before its first checkpoint, starting from step 0 again", folder.path)
+    counts = replace(state.counts) if state else Counts()
+    saver = Saver(folder.checkpoints, peers, engine.model.config)
+    with ExitStack() as opened:
+        with peers.together():
+            tracker, ledger = _records(config, inputs, folder) if peers.is_first else (track.Tracker([], 0), Ledger())
+        opened.callback(tracker.close)
+        opened.callback(saver.wait)
+        yield Run(config, folder, inputs, peers, engine, saver, tracker, ledger, stop, counts, clock, saved_step=step)
+
+
+def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tracker, Ledger]:
+    """What the first process writes for all, rid of the steps that will be taken again."""
+    step = inputs.state.step if inputs.state else 0
     track.supersede(folder.metrics, inputs.records, step)
-    tracker = track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id)
-    counts = state.counts if state else Counts()
-    try:
-        yield Run(config, folder, inputs, engine, tracker, stop, counts, clock, saved_step=step)
-    finally:
-        tracker.close()
+    ledger = Ledger(folder.ledger, step)
+    if inputs.state and ledger.digest != inputs.state.ledger:
+        log.warning("%s is not the ledger that %s was saved with", folder.ledger, inputs.checkpoint)
+    return track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id), ledger
 
 
-def _valid_split(config: TrainConfig, shards: Shards) -> Split | None:
-    if not config.eval_every_steps:
-        return None
-    valid = shards.split("valid")
-    if not len(valid):
-        raise ConfigError(
-            f"eval_every_steps={config.eval_every_steps}: the valid split is empty",
-            on=config.shards,
-            hint="build with valid_share above 0, or set eval_every_steps=0",
-        )
-    return valid
-
-
-def _engine(config: TrainConfig, inputs: Inputs, world: World) -> Engine:
-    if world.size > 1:
-        raise ConfigError(
-            f"engine={config.engine} runs in one process only, WORLD_SIZE is {world.size}",
-            hint="start one process, without torchrun",
-        )
-    model = _model(config, inputs)
-    model.activation_checkpointing = config.activation_checkpointing
-    return TorchEngine(model, config)
-
-
-def _model(config: TrainConfig, inputs: Inputs) -> NeoX:
-    device = choose_device(config.device)
-    if inputs.checkpoint:
-        return build(read_config(inputs.checkpoint), device)  # the engine loads the weights
-    return starting_model(config.model, starting_shape(config.model, inputs.shards), config.seed, device)
+def _engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch.device) -> Engine:
+    shards, checkpoint, state = inputs.shards, inputs.checkpoint, inputs.state
+    shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
+    with torch.device("meta"):
+        model = NeoX(shape, activation_checkpointing=config.activation_checkpointing)
+    mesh = make_mesh(device, peers.size, config.fsdp_shard_size) if peers.size > 1 else None
+    engine = TorchEngine(model, config, device, mesh)
+    if checkpoint and state:
+        engine.restore(StoredPieces(checkpoint, parameter_shapes(shape)), state.engine)
+    else:
+        engine.load(StartingWeights(config.model, shape, config.seed))
+    return engine

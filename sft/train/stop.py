@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sft.errors import ConfigError
+from sft.errors import ConfigError, StopRequested
+from sft.train.peers import Peers
 
 STOP_FILE = "STOP"
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -34,6 +35,14 @@ class Stop:
         if self._file.exists():
             return f"found {self._file}"
         return "the job's time is nearly up" if self._clock() >= self._deadline_s else None
+
+    def in_agreement(self, peers: Peers) -> None:
+        """Give up what all processes are doing if one of them is asked to stop.
+
+        Raises: StopRequested, on all of them.
+        """
+        if peers.gather([self.reason() is not None]).any():
+            raise StopRequested("asked to stop")
 
     def clear_file(self) -> None:
         """Take the STOP file away once it is obeyed, so that the next start goes on."""

@@ -1,4 +1,4 @@
-"""The model that a run starts from: a Hugging Face folder, or fresh numbers in a named shape."""
+"""The weights that a run starts from: a Hugging Face folder's, or fresh numbers in a named shape."""
 
 import dataclasses
 import json
@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sft.config import InitConfig, ModelConfig
 from sft.data.shards import TOKENIZER, Shards
 from sft.errors import ConfigError
-from sft.model.huggingface import load_weights, read_config
-from sft.model.neox import NeoX, build, initialise
+from sft.model.huggingface import parameter_shapes, read_config
+from sft.model.neox import build, initialise
 from sft.model.presets import PRESETS
+from sft.model.stored_weights import StoredWeights
+from sft.train.engine.base import Kind
 
 SCRATCH = "scratch"
 
@@ -34,14 +37,24 @@ def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
     return shape
 
 
-def starting_model(init: InitConfig, shape: ModelConfig, seed: int, device: torch.device) -> NeoX:
-    """The model with its first weights in fp32."""
-    model = build(shape, device)
-    if init.weights == SCRATCH:
-        initialise(model, torch.Generator().manual_seed(seed))
-    else:
-        load_weights(model, Path(init.weights))
-    return model
+class StartingWeights:
+    """The first weights of a run, for an engine to take its share of."""
+
+    def __init__(self, init: InitConfig, shape: ModelConfig, seed: int) -> None:
+        self._stored = None if init.weights == SCRATCH else StoredWeights(Path(init.weights), parameter_shapes(shape))
+        self._fresh: dict[str, Tensor] = {}
+        if self._stored is None:
+            model = build(shape, "cpu")
+            initialise(model, torch.Generator().manual_seed(seed))
+            self._fresh = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
+        """The elements of a flattened parameter from start to stop; moments begin at 0."""
+        if kind != "weight":
+            return torch.zeros(stop - start)
+        if self._stored is not None:
+            return self._stored.flat(name, start, stop)
+        return self._fresh[name].flatten()[start:stop]
 
 
 def _scratch_shape(init: InitConfig) -> ModelConfig:

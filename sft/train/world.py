@@ -8,6 +8,9 @@ import torch
 from sft.config import Device
 from sft.errors import ConfigError
 
+_LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
+"""Rank, number of processes and rank on this node: as torchrun says it, and srun."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -15,17 +18,36 @@ class World:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+    """Rank among the processes of the same node: the number of its device."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "World":
-        """The place that a launcher gave this process (RANK, WORLD_SIZE); alone without one."""
-        return cls(int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1")))
+        """The place that a launcher gave this process; alone without one.
+
+        Raises: ConfigError if the launcher's numbers contradict each other.
+        """
+        for names in _LAUNCHERS:
+            if names[1] in environ:
+                return cls._checked(names, [environ.get(name, "0") for name in names])
+        return cls()
+
+    @classmethod
+    def _checked(cls, names: tuple[str, ...], values: list[str]) -> "World":
+        shown = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+        try:
+            rank, size, local_rank = map(int, values)
+        except ValueError:
+            raise ConfigError(f"{shown}: expected whole numbers") from None
+        if not (0 <= rank < size and 0 <= local_rank <= rank):
+            raise ConfigError(f"{shown}: no such place among {size} processes", hint="start it by torchrun or srun")
+        return cls(rank, size, local_rank)
 
 
-def choose_device(name: Device) -> torch.device:
+def choose_device(name: Device, local_rank: int = 0) -> torch.device:
     """The device to compute on.
 
-    Raises: ConfigError if CUDA is asked for and there is none.
+    Raises: ConfigError if CUDA is asked for and there is none, or fewer devices than processes.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
@@ -33,4 +55,13 @@ def choose_device(name: Device) -> torch.device:
             "device=cuda: PyTorch finds no CUDA device here",
             hint="start it on a node with a GPU and a CUDA build of PyTorch, or set device=cpu",
         )
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+    if name == "cpu" or not has_cuda:
+        return torch.device("cpu")
+    # Slurm may show every process only its own device, which is number 0 then.
+    number = local_rank if torch.cuda.device_count() > 1 else 0
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this node has no device: PyTorch finds {torch.cuda.device_count()}",
+            hint="start one process per GPU",
+        )
+    return torch.device("cuda", number)

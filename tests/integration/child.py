@@ -17,6 +17,7 @@ import torch._dynamo  # the optimizer loads it at its first step; once here is f
 from sft.config import TrainConfig
 from sft.errors import SftError
 from sft.settings import load, read_yaml
+from sft.train import save
 from sft.train.engine.torch import TorchEngine
 from sft.train.loop import train
 
@@ -36,9 +37,11 @@ def fork(argument: str) -> int:
 
 
 def die(path: str, event: str, step: str) -> int:
-    method = {"kill": "step", "save": "save"}.get(event, "forward_backward")
-    number = signal.SIGKILL if event in ("kill", "save") else signal.Signals[event]
-    _signal_self(method, number, int(step))
+    if event == "save":
+        _kill_in_save(int(step))
+    else:
+        method = "step" if event == "kill" else "forward_backward"
+        _signal_self(method, signal.SIGKILL if event == "kill" else signal.Signals[event], int(step))
     try:
         train(load(TrainConfig, [read_yaml(Path(path))]).config)
     except SftError as error:
@@ -47,12 +50,25 @@ def die(path: str, event: str, step: str) -> int:
     return 0
 
 
+def _kill_in_save(step: int) -> None:
+    """Die when the tensors of that step's checkpoint are written, and nothing else."""
+    original = save.write_pieces
+
+    def write_pieces(pieces: Any, shape: Any, folder: Path, *place: int) -> Any:
+        original(pieces, shape, folder, *place)
+        if folder.name.endswith(f"{step:08d}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(pieces, shape, folder, *place)
+
+    save.write_pieces = write_pieces  # type: ignore[assignment]
+
+
 def _signal_self(method: str, number: int, step: int) -> None:
     """Let the engine send its own process a signal, once, at the end of one of its methods."""
     steps_done, original, original_step = 0, getattr(TorchEngine, method), TorchEngine.step
 
-    def signalling(engine: TorchEngine, *arguments: Any) -> Any:
-        result = original(engine, *arguments)
+    def signalling(engine: TorchEngine, *arguments: Any, **options: Any) -> Any:
+        result = original(engine, *arguments, **options)
         if steps_done == step:
             os.kill(os.getpid(), number)
         return result

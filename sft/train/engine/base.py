@@ -1,9 +1,18 @@
-"""What the loop asks of whatever runs the arithmetic: one device, or later many."""
+"""What the loop asks of whatever runs the arithmetic: one device or many, PyTorch's own sharding or DeepSpeed's.
 
+Every process of a run makes the same calls in the same order, and gets the same results of a step.
+
+S = supervised tokens of a batch.
+"""
+
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from sft.data.loader import Batch
 from sft.model.neox import NeoX
@@ -14,7 +23,7 @@ SMALLEST_SCALE = 1.0
 
 @dataclass(frozen=True)
 class StepResult:
-    """The outcome of one optimizer step."""
+    """The outcome of one optimizer step, over all processes."""
 
     loss_sum: float
     """Cross-entropy summed over the step's supervised tokens."""
@@ -29,33 +38,71 @@ class StepResult:
 EMPTY_STEP = StepResult(loss_sum=0.0, grad_norm=0.0, scale=SMALLEST_SCALE, is_skipped=False)
 """The outcome of a step whose packs hold nothing to learn from; no engine is asked."""
 
+Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
+MOMENTS: tuple[Kind, Kind] = ("exp_avg", "exp_avg_sq")
+"""AdamW's running means of a parameter's gradient and of its square."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Neighbouring elements of a flattened parameter, or of one of its moments."""
+
+    kind: Kind
+    name: str
+    """The parameter's."""
+    start: int
+    tensor: Tensor
+    """The elements themselves, not a copy, in fp32; in the parameter's shape if it is whole."""
+    is_whole: bool
+    """True if these are all elements of the parameter."""
+
+
+class Source(Protocol):
+    """Where an engine gets weights and moments from."""
+
+    def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
+        """The elements of a flattened parameter, or of one of its moments, from start to stop, on the CPU."""
+
 
 class Engine(Protocol):
-    """Weights, gradients and optimizer state of one run."""
+    """Weights, gradients and optimizer state of one run, or this process's share of them."""
 
     @property
     def model(self) -> NeoX:
-        """The model, for measuring."""
+        """The model; its parameters may be no more than a share."""
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About how much `save` writes."""
+        """About how much a checkpoint takes, over all processes."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic that the run computes in."""
 
-    def forward_backward(self, batch: Batch, num_supervised: int) -> None:
+    def forward_backward(self, batch: Batch, num_supervised: int, *, is_last: bool) -> None:
         """Add a micro-batch's share to the gradient of the step's mean loss.
 
-        `num_supervised` counts the supervised tokens of the whole optimizer step over all micro-batches and ranks,
-        so that neither their number nor their size changes the gradient.
+        `num_supervised` counts the supervised tokens of the whole optimizer step over all micro-batches and processes,
+        so that neither their number nor their size changes the gradient. The last micro-batch is the time to add up
+        what the processes have.
+        """
+
+    def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Loss of each supervised token, and whether it was the likeliest.
+
+        Shapes: (S,), (S,).
         """
 
     def step(self, lr: float) -> StepResult:
-        """Clip, update the weights if everything is finite, and forget the gradient."""
+        """Clip, update the weights if everything is finite on every process, and forget the gradient."""
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write weights and optimizer state into the folder; what is left is returned as JSON values."""
+    def pieces(self) -> Iterator[Piece]:
+        """What this process has to save: over all processes, every element of weights and moments once."""
 
-    def restore(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take over exactly what `save` wrote and returned."""
+    def state(self) -> dict[str, Any]:
+        """What there is besides, the same on every process, as JSON values."""
+
+    def load(self, source: Source) -> None:
+        """Take the weights to start from."""
+
+    def restore(self, source: Source, state: dict[str, Any]) -> None:
+        """Go on from what any engine has saved, whatever the number of its processes."""

@@ -1,31 +1,32 @@
-"""One process on one device, in plain PyTorch: the reference that every other engine is proven against.
+"""AdamW in plain PyTorch, on one device or sharded over many: the reference that every other engine is proven against.
 
-T = tokens of the micro-batch.
+T = tokens of the micro-batch, S = supervised ones among them.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
-from torch.nn.utils import get_total_norm
+from torch.distributed.device_mesh import DeviceMesh
 
 from sft.config import TrainConfig
 from sft.data.loader import Batch
 from sft.model.attention import Documents
-from sft.model.huggingface import load_weights, write_folder
-from sft.model.loss import supervised_loss_sum
 from sft.model.neox import NeoX
-from sft.train.engine.base import SMALLEST_SCALE, StepResult
-from sft.train.precision import autocast
+from sft.model.objective import Objective
+from sft.train.engine.base import MOMENTS, Kind, Piece, Source, StepResult
+from sft.train.engine.loss_scale import LossScale
+from sft.train.engine.shard import REPLICAS, SHARDS, local, local_start, reduce_gradients, shard
+from sft.train.peers import as_peer_errors
+from sft.train.precision import HALF, autocast
+from sft.train.validate import measure
 
-OPTIMIZER = "optimizer.safetensors"
-MAX_SHARD_BYTES = 5_000_000_000
 COPIES_SAVED = 3
 """The weights and AdamW's two moments."""
 
@@ -33,9 +34,15 @@ COPIES_SAVED = 3
 class TorchEngine:
     """AdamW on fp32 weights, forward and backward in the configured precision."""
 
-    def __init__(self, model: NeoX, config: TrainConfig) -> None:
-        self.model, self._config = model, config
-        self._device = next(model.parameters()).device
+    def __init__(self, model: NeoX, config: TrainConfig, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
+        self.model, self._config, self._device, self._mesh = model, config, device, mesh
+        self.checkpoint_bytes = COPIES_SAVED * sum(parameter.nbytes for parameter in model.parameters())
+        self._objective = Objective(model)
+        if mesh is not None:
+            shard(self._objective, mesh, HALF.get(config.precision))
+        if any(parameter.is_meta for parameter in model.parameters()):
+            self._objective.to_empty(device=device)
         self._parameters = dict(model.named_parameters())
         optimizer = config.optimizer
         self._optimizer = torch.optim.AdamW(
@@ -46,85 +53,104 @@ class TorchEngine:
             weight_decay=optimizer.weight_decay,
             fused=True,
         )
-        self._scaler = GradScaler(
-            self._device.type,
-            init_scale=2.0**config.fp16_initial_scale_power,
-            growth_interval=config.fp16_scale_window,
-            enabled=config.precision == "fp16",
-        )
+        self._loss_scale = LossScale(config)
+        self._num_updates = 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """About how much `save` writes."""
-        return COPIES_SAVED * sum(parameter.nbytes for parameter in self._parameters.values())
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic that the run computes in."""
         return autocast(self._device, self._config.precision)
 
-    def forward_backward(self, batch: Batch, num_supervised: int) -> None:
+    def forward_backward(self, batch: Batch, num_supervised: int, *, is_last: bool) -> None:
         """Add a micro-batch's share to the gradient of the step's mean loss."""
-        input_ids_T, targets_T = self._send(batch.input_ids_T), self._send(batch.targets_T)
-        documents = Documents.of(batch.doc_lengths, self._device)
-        with self.autocast():
-            hidden_TD = self.model(input_ids_T, documents)
-            loss = supervised_loss_sum(hidden_TD, self.model.head_weight, targets_T)
-        # Gradients are kept batch_packs times too large until the step: divided by the supervised tokens of a whole
-        # step, those of one token would be lost below the smallest fp16 number.
-        self._scaler.scale(loss * (self._config.batch_packs / num_supervised)).backward()  # type: ignore[no-untyped-call]
+        reduce_gradients(self._objective, now=is_last)
+        with as_peer_errors():
+            with self.autocast():
+                loss = self._objective(*self._sent(batch))
+            # Gradients are kept batch_packs times too large until the step: divided by the supervised tokens of a whole
+            # step, those of one token would be lost below the smallest fp16 number.
+            (loss * (self._loss_scale.value * self._config.batch_packs / num_supervised)).backward()
         self._loss_sum += loss.detach()
 
+    def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Loss of each supervised token, and whether it was the likeliest."""
+        with as_peer_errors():
+            return measure(self._objective, self._device, self.autocast(), batch)
+
     def step(self, lr: float) -> StepResult:
-        """Clip, update the weights if everything is finite, and forget the gradient."""
-        scale = self._scaler.get_scale()
-        self._scaler.unscale_(self._optimizer)
-        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        norm = get_total_norm(gradients) / self._config.batch_packs
-        # The one moment of a step at which the CPU waits for the device.
-        loss_sum, grad_norm = torch.stack((self._loss_sum, norm.double())).tolist()
+        """Clip, update the weights if everything is finite on every process, and forget the gradient."""
+        scale = self._loss_scale.value
+        gradients = [local(parameter.grad) for parameter in self._parameters.values() if parameter.grad is not None]
+        loss_sum, norm = self._totals(gradients)
+        grad_norm = norm / (self._config.batch_packs * scale)
         is_finite = math.isfinite(loss_sum) and math.isfinite(grad_norm)
         if is_finite:
-            self._update(gradients, grad_norm, lr)
-        self._scaler.update()
-        if self._scaler.get_scale() < SMALLEST_SCALE:
-            self._scaler.update(SMALLEST_SCALE)
+            self._update(gradients, grad_norm, scale, lr)
+        self._loss_scale.update(is_finite=is_finite)
         self._optimizer.zero_grad()
         self._loss_sum.zero_()
         return StepResult(loss_sum, grad_norm, scale, is_skipped=not is_finite)
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the weights as a Hugging Face folder and AdamW's moments beside them; return the loss scale's state."""
-        write_folder(self._parameters, self.model.config, folder, torch.float32, MAX_SHARD_BYTES)
-        moments = self._optimizer.state_dict()["state"]
-        tensors = {
-            f"{name}.{key}": value.cpu().contiguous()
-            for number, name in enumerate(self._parameters)
-            for key, value in moments.get(number, {}).items()
-        }
-        save_file(tensors, folder / OPTIMIZER)
-        (folder / OPTIMIZER).chmod(0o644)  # safetensors leaves its files readable by their owner only
-        return {"loss_scale": self._scaler.state_dict()}
+    def pieces(self) -> Iterator[Piece]:
+        """What this process has to save."""
+        if self._mesh is not None and self._mesh.get_local_rank(REPLICAS):
+            return  # another replica holds the same
+        for name, parameter in self._parameters.items():
+            yield from _piece("weight", name, parameter, parameter)
+            states = self._optimizer.state[parameter] if self._num_updates else {}
+            for kind in MOMENTS if states else ():
+                yield from _piece(kind, name, parameter, states[kind])
 
-    def restore(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take over exactly what `save` wrote and returned."""
-        load_weights(self.model, folder)
-        numbers = {name: number for number, name in enumerate(self._parameters)}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for place, value in load_file(folder / OPTIMIZER).items():
-            name, _, key = place.rpartition(".")
-            moments.setdefault(numbers[name], {})[key] = value
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._scaler.load_state_dict(state["loss_scale"])
+    def state(self) -> dict[str, Any]:
+        """The number of updates and the loss scale."""
+        return {"num_updates": self._num_updates, "loss_scale": self._loss_scale.state()}
 
-    def _update(self, gradients: list[Tensor], grad_norm: float, lr: float) -> None:
+    @torch.no_grad()
+    def load(self, source: Source) -> None:
+        """Take the weights to start from."""
+        for name, parameter in self._parameters.items():
+            _fill(_piece("weight", name, parameter, parameter), source)
+
+    @torch.no_grad()
+    def restore(self, source: Source, state: dict[str, Any]) -> None:
+        """Go on from what any engine has saved."""
+        self.load(source)
+        self._num_updates = state["num_updates"]
+        self._loss_scale.restore(state["loss_scale"])
+        if not self._num_updates:
+            return
+        for name, parameter in self._parameters.items():
+            states = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
+            for kind, moment in states.items():
+                _fill(_piece(kind, name, parameter, moment), source)
+            updates = torch.tensor(float(self._num_updates), device=self._device)
+            self._optimizer.state[parameter] = {"step": updates, **states}
+
+    def _totals(self, gradients: list[Tensor]) -> tuple[float, float]:
+        """The step's loss and the norm of its gradient as it is kept, over all processes."""
+        norms = torch.stack(torch._foreach_norm(gradients)).double()
+        totals = torch.stack((self._loss_sum, norms.square().sum()))
+        if self._mesh is not None:
+            with as_peer_errors():
+                # Replicas have computed other packs, and hold the same gradients.
+                dist.all_reduce(totals[:1], group=self._mesh.get_group(REPLICAS))
+                dist.all_reduce(totals, group=self._mesh.get_group(SHARDS))
+        # The one moment of a step at which the CPU waits for the device.
+        loss_sum, square = totals.tolist()
+        return loss_sum, math.sqrt(square)
+
+    def _update(self, gradients: list[Tensor], grad_norm: float, scale: float, lr: float) -> None:
         limit = self._config.optimizer.clip_norm
         clip = min(1.0, limit / grad_norm) if limit and grad_norm else 1.0
-        torch._foreach_mul_(gradients, clip / self._config.batch_packs)
+        torch._foreach_mul_(gradients, clip / (self._config.batch_packs * scale))
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
+        self._num_updates += 1
+
+    def _sent(self, batch: Batch) -> tuple[Tensor, Documents, Tensor]:
+        input_ids_T, targets_T = (self._send(array_T) for array_T in (batch.input_ids_T, batch.targets_T))
+        return input_ids_T, Documents.of(batch.doc_lengths, self._device), targets_T
 
     def _send(self, array_T: NDArray[Any]) -> Tensor:
         tensor_T = torch.from_numpy(array_T)
@@ -132,3 +158,16 @@ class TorchEngine:
             return tensor_T
         # From pinned memory the copy does not wait for the kernels that are still queued.
         return tensor_T.pin_memory().to(self._device, non_blocking=True)
+
+
+def _piece(kind: Kind, name: str, parameter: Tensor, tensor: Tensor) -> Iterator[Piece]:
+    """This process's share of a parameter's weights or moments, if it has any."""
+    share = local(tensor.detach())
+    if share.numel():
+        yield Piece(kind, name, local_start(parameter), share, is_whole=share.numel() == parameter.numel())
+
+
+def _fill(pieces: Iterable[Piece], source: Source) -> None:
+    for piece in pieces:
+        flat = source.flat(piece.kind, piece.name, piece.start, piece.start + piece.tensor.numel())
+        piece.tensor.copy_(flat.view(piece.tensor.shape))

@@ -11,8 +11,9 @@ from sft.chat.tokenizer import END, PADDING, ChatTokenizer
 from sft.config import InitConfig, ModelConfig, TrainConfig
 from sft.model.huggingface import write_folder
 from sft.model.neox import build, initialise
-from sft.train.checkpoint import State, publish
+from sft.train.checkpoint import State
 from sft.train.health import Counts
+from tests.checkpoints import publish
 
 CONFIG = ModelConfig(
     vocab_size=384, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128, max_positions=256
@@ -67,7 +68,7 @@ def checkpoint(tokenizer: ChatTokenizer, state: State, tmp_path_factory: pytest.
         (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
         state.write(folder)
 
-    return publish(tmp_path_factory.mktemp("run"), 1234, 0, write)
+    return publish(tmp_path_factory.mktemp("run"), 1234, write)
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +83,8 @@ def state() -> State:
         config=dataclasses.asdict(config),
         shards=SHARDS,
         engine={},
+        ledger="",
+        eval_loss=None,
         rng={},
         versions={},
     )

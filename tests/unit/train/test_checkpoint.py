@@ -2,16 +2,31 @@ import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sft.config import InitConfig, TrainConfig
 from sft.errors import StorageError
-from sft.train.checkpoint import State, clean, damage, newest_whole, publish, published, require_whole, retire
+from sft.train.checkpoint import (
+    State,
+    checkpoint_path,
+    clean,
+    damage,
+    newest_whole,
+    open_staging,
+    publish_staging,
+    published,
+    require_whole,
+)
 from sft.train.health import Counts
+from sft.train.retention import kept_steps, retire
+from tests.checkpoints import publish
 
+KEEP_TWO = TrainConfig(shards="", model=InitConfig("scratch"), out="", keep_checkpoints=2)
 Hurt = Callable[[Path], object]
 
 
@@ -25,6 +40,8 @@ def state(step: int) -> State:
         config={},
         shards={},
         engine={},
+        ledger="",
+        eval_loss=None,
         rng={"cpu": "00"},
         versions={},
     )
@@ -35,7 +52,7 @@ def save(checkpoints: Path, step: int) -> Path:
         save_file({"weight": torch.arange(64.0) + step}, folder / "model.safetensors")
         state(step).write(folder)
 
-    return publish(checkpoints, step, 0, write)
+    return publish(checkpoints, step, write)
 
 
 @pytest.fixture
@@ -103,8 +120,8 @@ def test_second_bad_checkpoint_of_a_step_does_not_replace_the_first(checkpoints:
 
 
 def test_checkpoint_of_a_newer_program_is_refused_and_left_alone(checkpoints: Path) -> None:
-    edit_manifest(checkpoints / "step-00000100", schema_version=2)
-    with pytest.raises(StorageError, match="schema version 2, this program reads 1"):
+    edit_manifest(checkpoints / "step-00000100", schema_version=3)
+    with pytest.raises(StorageError, match="schema version 3, this program reads 2"):
         newest_whole(checkpoints)
     assert (checkpoints / "step-00000100").is_dir()
 
@@ -120,15 +137,12 @@ def test_empty_folder_under_the_final_name_gives_way(tmp_path: Path) -> None:
     assert require_whole(save(tmp_path, 8)).step == 8
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("unexpected pos 64 vs 0")])
-def test_failed_save_leaves_nothing_and_names_the_checkpoint(error: Exception, checkpoints: Path) -> None:
-    def write(folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise error
-
+def test_failed_save_leaves_nothing_and_names_the_checkpoint(checkpoints: Path) -> None:
     before = sorted(checkpoints.iterdir())
-    with pytest.raises(StorageError, match="step-00000120: cannot be written"):
-        publish(checkpoints, 120, 0, write)
+    final = checkpoint_path(checkpoints, 120)
+    (open_staging(final, 0) / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(StorageError, match="step-00000120: cannot be written: disk full"):
+        publish_staging(final, 120, {}, ["disk full"])
     assert sorted(checkpoints.iterdir()) == before
 
 
@@ -138,12 +152,13 @@ def test_save_is_refused_before_a_byte_is_written_if_the_disk_is_too_full(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, 12 * 10**9))
     with pytest.raises(StorageError, match=r"12\.0 GB free, a checkpoint needs 13\.0 GB"):
-        publish(checkpoints, 120, 10 * 10**9, lambda _: pytest.fail("must not be called"))
+        open_staging(checkpoint_path(checkpoints, 120), 10 * 10**9)
+    assert not list(checkpoints.glob(".staging-*"))
 
 
 def test_newest_checkpoints_are_kept_and_folders_without_a_manifest_do_not_count(checkpoints: Path) -> None:
     (checkpoints / "step-00000200").mkdir()
-    retire(checkpoints, num_kept=2)
+    retire(checkpoints, KEEP_TWO)
     assert [path.name for path in published(checkpoints)] == ["step-00000200", "step-00000100", "step-00000020"]
     assert not list(checkpoints.glob(".trash-*"))
 
@@ -156,7 +171,7 @@ def test_checkpoint_that_cannot_be_deleted_is_only_a_warning(
 
     with monkeypatch.context() as readonly:
         readonly.setattr(shutil, "rmtree", refuse)
-        retire(checkpoints, num_kept=2)
+        retire(checkpoints, KEEP_TWO)
     assert "cannot be deleted" in caplog.text
     assert [path.name for path in published(checkpoints)] == ["step-00000100", "step-00000020"]
     clean(checkpoints)
@@ -169,3 +184,15 @@ def test_left_overs_of_killed_processes_are_cleaned_and_bad_ones_kept(checkpoint
         (checkpoints / name / "model.safetensors").write_bytes(b"half")
     clean(checkpoints)
     assert [path.name for path in checkpoints.glob(".*")] == [".bad-step-00000012"]
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "keep_every_steps", "expected"),
+    [(0, 0, {90, 100}), (1, 0, {30, 90, 100}), (2, 0, {10, 30, 90, 100}), (1, 50, {30, 50, 90, 100})],
+)
+def test_the_newest_the_best_and_one_now_and_then_are_kept(
+    keep_best: int, keep_every_steps: int, expected: set[int]
+) -> None:
+    found = [(step, None if step == 20 else abs(step - 25) / 10 + step / 1000) for step in range(10, 101, 10)]
+    config = replace(KEEP_TWO, keep_best=keep_best, keep_every_steps=keep_every_steps)
+    assert set(kept_steps(found, config)) == expected

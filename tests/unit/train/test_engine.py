@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,8 @@ from sft.data.loader import IGNORE, micro_batches
 from sft.data.shards import Shards, Split
 from sft.model.attention import Documents
 from sft.train.engine.torch import TorchEngine
-from sft.train.weights import starting_model, starting_shape
+from sft.train.pieces import StoredPieces, write_pieces
+from tests.models import make_engine
 
 MakeConfig = Callable[..., TrainConfig]
 PACKS = [0, 3, 5, 8]
@@ -22,21 +24,16 @@ def shards(tiny_shards: Path) -> Shards:
     return Shards.open(tiny_shards)
 
 
-def make_engine(config: TrainConfig, shards: Shards) -> TorchEngine:
-    shape = starting_shape(config.model, shards)
-    return TorchEngine(starting_model(config.model, shape, config.seed, torch.device("cpu")), config)
-
-
 def accumulate(engine: TorchEngine, split: Split, micro_batch_packs: int) -> int:
     num_supervised = int(split.num_supervised_N[PACKS].sum())
     for batch in micro_batches(split, PACKS, micro_batch_packs):
-        engine.forward_backward(batch, num_supervised)
+        engine.forward_backward(batch, num_supervised, is_last=True)
     return num_supervised
 
 
 def gradients(engine: TorchEngine) -> dict[str, torch.Tensor]:
     """The accumulated gradients of the mean loss."""
-    scale = engine._scaler.get_scale() * engine._config.batch_packs
+    scale = engine._loss_scale.value * engine._config.batch_packs
     return {name: p.grad / scale for name, p in engine.model.named_parameters() if p.grad is not None}
 
 
@@ -158,7 +155,7 @@ def test_micro_batch_without_supervised_tokens_adds_nothing(tiny_config: MakeCon
     num_supervised = accumulate(other, split, 4)
     (batch,) = micro_batches(split, [1], 1)
     unsupervised = replace(batch, targets_T=batch.targets_T * 0 + IGNORE)
-    other.forward_backward(unsupervised, num_supervised)
+    other.forward_backward(unsupervised, num_supervised, is_last=True)
     assert engine.step(1e-3) == other.step(1e-3)
     assert_same_bits(weights(engine), weights(other))
 
@@ -179,10 +176,11 @@ def test_restored_engine_takes_the_same_next_step(
     engine, split = make_engine(config, shards), shards.split("train")
     accumulate(engine, split, 2)
     engine.step(1e-3)
-    state = engine.save(tmp_path)
+    write_pieces(engine.pieces(), engine.model.config, tmp_path, rank=0, size=1)
     saved = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = make_engine(replace(config, seed=9), shards)
-    other.restore(tmp_path, state)
+    shapes = {name: parameter.shape for name, parameter in engine.model.named_parameters()}
+    other.restore(StoredPieces(tmp_path, shapes), json.loads(json.dumps(engine.state())))
     for each in (engine, other):
         accumulate(each, split, 2)
     assert engine.step(1e-3) == other.step(1e-3)
@@ -195,6 +193,6 @@ def test_checkpoint_size_is_known_before_it_is_written(tiny_config: MakeConfig, 
     engine = make_engine(tiny_config(), shards)
     accumulate(engine, shards.split("train"), 2)
     engine.step(1e-3)
-    engine.save(tmp_path)
+    write_pieces(engine.pieces(), engine.model.config, tmp_path, rank=0, size=1)
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert written == pytest.approx(engine.checkpoint_bytes, rel=0.02)

@@ -11,6 +11,7 @@ from sft.errors import ConfigError, StorageError
 from sft.settings import load, read_yaml
 from sft.train.folder import RunFolder
 from sft.train.identity import Identity, differences, identity
+from sft.train.peers import ALONE
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -21,7 +22,7 @@ def ident(tiny_config: MakeConfig, tiny_shards: Path) -> Identity:
 
 
 def enter(config: TrainConfig, ident: Identity, *, with_history: bool = True) -> str:
-    with RunFolder.hold(Path(config.out)) as folder:
+    with RunFolder.hold(Path(config.out), ALONE) as folder:
         run_id = folder.enter(config, ident)
         if with_history:
             folder.metrics.write_text('{"kind": "step", "step": 1}\n')
@@ -91,21 +92,21 @@ def test_sequences_compare_equal_after_a_round_trip(tiny_config: MakeConfig, ide
 @pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "notes.txt"])
 def test_folder_that_holds_something_else_is_refused_and_left_alone(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ConfigError, match=f"holds something else: {name}"), RunFolder.hold(tmp_path):
+    with pytest.raises(ConfigError, match=f"holds something else: {name}"), RunFolder.hold(tmp_path, ALONE):
         pytest.fail("must not be entered")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(ConfigError, match="it is a file"), RunFolder.hold(tmp_path / "run"):
+    with pytest.raises(ConfigError, match="it is a file"), RunFolder.hold(tmp_path / "run", ALONE):
         pytest.fail("must not be entered")
 
 
 def test_second_holder_is_refused_and_touches_nothing(tmp_path: Path) -> None:
-    with RunFolder.hold(tmp_path / "run"):
+    with RunFolder.hold(tmp_path / "run", ALONE):
         (tmp_path / "run/checkpoints/.staging-step-00000004").mkdir()
-        with pytest.raises(StorageError, match="in use by process"), RunFolder.hold(tmp_path / "run"):
+        with pytest.raises(StorageError, match="in use by process"), RunFolder.hold(tmp_path / "run", ALONE):
             pytest.fail("must not be entered")
         # Cleaning before the lease is ours would delete what the other process is just writing.
         assert (tmp_path / "run/checkpoints/.staging-step-00000004").is_dir()
@@ -113,7 +114,7 @@ def test_second_holder_is_refused_and_touches_nothing(tmp_path: Path) -> None:
 
 def test_stop_file_for_an_earlier_process_is_taken_away(tmp_path: Path) -> None:
     (tmp_path / "STOP").touch()
-    with RunFolder.hold(tmp_path):
+    with RunFolder.hold(tmp_path, ALONE):
         assert not (tmp_path / "STOP").exists()
 
 

@@ -14,9 +14,10 @@ from sft.data.order import Order
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
 from sft.train.folder import CONFIG_FILE, RunFolder
+from sft.train.inputs import read_inputs
 from sft.train.lineage import show_step
 from sft.train.loop import train
-from sft.train.run import read_inputs
+from sft.train.peers import ALONE
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,6 @@ def test_rows_are_not_listed_from_a_changed_shard(
 
 def test_a_step_that_was_not_taken_yet_says_so(shared_tiny_config: Callable[..., TrainConfig]) -> None:
     config = shared_tiny_config()
-    with RunFolder.hold(Path(config.out)) as folder:
-        read_inputs(config, folder)
+    with RunFolder.hold(Path(config.out), ALONE) as folder:
+        read_inputs(config, folder, ALONE)
     assert "not in metrics.jsonl: the step is still to come" in shown(Path(config.out), 12)

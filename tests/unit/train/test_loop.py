@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from sft.config import TrainConfig
+from sft.data.loader import Batch
 from sft.data.order import Order
 from sft.data.shards import Pack, Split
 from sft.errors import ConfigError, DataError, NumericsError, StopRequested, StorageError
-from sft.train import loop
 from sft.train.checkpoint import State, published
 from sft.train.engine.base import StepResult
 from sft.train.engine.torch import TorchEngine
 from sft.train.loop import train
 from sft.train.track import Record, read_records
-from sft.train.world import World
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -170,10 +169,10 @@ def test_non_finite_steps_in_a_row_end_the_run_with_clean_weights(
     config = tiny_config()
     original, calls = TorchEngine.forward_backward, 0
 
-    def poisoned(engine: TorchEngine, *arguments: Any) -> None:
+    def poisoned(engine: TorchEngine, *arguments: Any, is_last: bool) -> None:
         nonlocal calls
         calls += 1
-        original(engine, *arguments)
+        original(engine, *arguments, is_last=is_last)
         if calls > 2 * 5:  # two micro-batches a step: from step 6 on
             engine.model.head_weight.grad[0, 0] = math.nan  # type: ignore[index]
 
@@ -277,11 +276,9 @@ def test_run_that_cannot_work_is_refused_before_its_first_step(
         train(tiny_config(**changes))
 
 
-def test_several_processes_are_refused(tiny_config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2"):
+def test_several_processes_without_a_meeting_place_are_refused(tiny_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="MASTER_ADDR and MASTER_PORT are not set"):
         train(tiny_config(), environ={"RANK": "0", "WORLD_SIZE": "2"})
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 3"):
-        train(tiny_config(), world=World(0, 3))
 
 
 def test_changed_setting_of_a_started_run_is_refused(tiny_config: MakeConfig) -> None:
@@ -323,13 +320,13 @@ def test_order_of_packs_is_the_pure_function_and_ends_with_a_shorter_batch(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    original = loop.micro_batches
+    original = TorchEngine.forward_backward
 
-    def watched(split: Split, packs: list[int], size: int) -> Any:
-        seen.append(packs)
-        return original(split, packs, size)
+    def watched(engine: TorchEngine, batch: Batch, num_supervised: int, *, is_last: bool) -> None:
+        seen.append(list(batch.packs))
+        original(engine, batch, num_supervised, is_last=is_last)
 
-    monkeypatch.setattr(loop, "micro_batches", watched)
+    monkeypatch.setattr(TorchEngine, "forward_backward", watched)
     train(tiny_config(batch_packs=5, micro_batch_packs=5, seed=3))
     order = Order(num_packs=24, batch_packs=5, epochs=2.0, seed=3)
     assert seen == [order.batch(step) for step in range(10)]

@@ -13,8 +13,11 @@ from sft.data.order import Order
 from sft.data.shards import Shards
 from sft.model.attention import Documents
 from sft.model.neox import NeoX
+from sft.model.objective import Objective
 from sft.train.validate import ALL, SourceLoss, held_out_loss
-from sft.train.weights import starting_model, starting_shape
+from sft.train.validate import measure as measure_batch
+from sft.train.weights import starting_shape
+from tests.models import starting_model
 
 INIT = InitConfig(weights="scratch", preset="tiny", vocab_size=64)
 
@@ -26,17 +29,16 @@ def shards(tiny_shards: Path) -> Shards:
 
 @pytest.fixture(scope="module")
 def model(shards: Shards) -> NeoX:
-    return starting_model(INIT, starting_shape(INIT, shards), 0, torch.device("cpu"))
+    return starting_model(INIT, starting_shape(INIT, shards))
 
 
 def measure(model: NeoX, shards: Shards, micro_batch_packs: int, max_packs: int | None = None) -> dict[str, SourceLoss]:
     return held_out_loss(
-        model,
+        lambda batch: measure_batch(Objective(model), torch.device("cpu"), nullcontext(), batch),
         shards.split("valid"),
         shards.documents,
         max_packs=max_packs,
         micro_batch_packs=micro_batch_packs,
-        autocast=nullcontext,
     )
 
 

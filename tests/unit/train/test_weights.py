@@ -10,7 +10,8 @@ from sft.data.shards import Shards
 from sft.errors import ConfigError
 from sft.model.huggingface import write_folder
 from sft.model.presets import PRESETS
-from sft.train.weights import starting_model, starting_shape
+from sft.train.weights import starting_shape
+from tests.models import starting_model
 
 MakeConfig = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def shards(tiny_shards: Path) -> Shards:
 def base_model(tmp_path: Path, shards: Shards) -> Path:
     """A Hugging Face folder with weights of the tiny shape and the tokenizer of the shards."""
     shape = starting_shape(SCRATCH, shards)
-    model = starting_model(SCRATCH, shape, 5, CPU)
+    model = starting_model(SCRATCH, shape, 5)
     write_folder(dict(model.named_parameters()), shape, tmp_path, torch.float16, 10**9)
     (tmp_path / "tokenizer.json").write_bytes(shards.tokenizer_path.read_bytes())
     return tmp_path
@@ -34,15 +35,15 @@ def base_model(tmp_path: Path, shards: Shards) -> Path:
 
 def test_scratch_weights_follow_from_the_seed(shards: Shards) -> None:
     shape = starting_shape(SCRATCH, shards)
-    first, again, other = (starting_model(SCRATCH, shape, seed, CPU).head_weight for seed in (1, 1, 2))
+    first, again, other = (starting_model(SCRATCH, shape, seed).head_weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_half_precision_folder_is_loaded_into_fp32(base_model: Path, shards: Shards) -> None:
     init = InitConfig(weights=str(base_model))
-    model = starting_model(init, starting_shape(init, shards), 0, CPU)
-    expected = starting_model(SCRATCH, model.config, 5, CPU).head_weight.half().float()
+    model = starting_model(init, starting_shape(init, shards), 0)
+    expected = starting_model(SCRATCH, model.config, 5).head_weight.half().float()
     assert model.head_weight.dtype == torch.float32
     assert torch.equal(model.head_weight, expected)
 

@@ -1,0 +1,127 @@
+"""What a run reads: shards, settings, and the newest whole checkpoint of the run's own past."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.config import TrainConfig
+from sft.data.order import Order
+from sft.data.shards import Shards, Split
+from sft.errors import ConfigError, StorageError
+from sft.storage.manifest import MANIFEST
+from sft.train import track
+from sft.train.checkpoint import State, has_bad, newest_whole
+from sft.train.folder import RunFolder, require_same
+from sft.train.identity import Identity, identity
+from sft.train.peers import Peers
+from sft.train.stop import Clock
+from sft.train.track import Record
+
+LONGEST_DELAY_S = 60.0
+"""How late a folder may become visible on another node of a network file system."""
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, and how far it has come."""
+
+    shards: Shards
+    split: Split
+    valid: Split | None
+    """Present if the run measures held-out loss."""
+    order: Order
+    identity: Identity
+    run_id: str
+    records: list[Record]
+    """The metrics of earlier attempts."""
+    checkpoint: Path | None
+    """Where to go on from; None starts at step 0."""
+    state: State | None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state is not None and self.state.step >= self.order.num_steps
+
+    @cached_property
+    def num_tokens_N(self) -> NDArray[np.int64]:
+        """Tokens of every pack, without padding."""
+        _, lengths, counts = self.split.placed
+        starts = np.cumsum(counts) - counts
+        sums: NDArray[np.int64] = np.add.reduceat(lengths, starts, dtype=np.int64)
+        return sums
+
+
+def read_inputs(config: TrainConfig, folder: RunFolder, peers: Peers) -> Inputs:
+    """Open the shards, make sure that the folder holds this run, and find its newest whole checkpoint.
+
+    Raises: ConfigError if the folder's run is another one; StorageError if it had checkpoints and none is left.
+    """
+    with peers.together():
+        shards = Shards.open(Path(config.shards))
+        split = shards.split("train")
+        order = Order(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
+        if order.num_steps < 1:
+            raise ConfigError(f"epochs={config.epochs}: not one of {len(split)} packs to train on", on=config.shards)
+        valid = _valid_split(config, shards)
+        ident = identity(config, shards)
+    with peers.together():
+        # The first process alone decides what is there, and writes.
+        found = _enter(config, folder, ident) if peers.is_first else ("", None)
+    run_id, checkpoint = peers.first(found)
+    path = folder.checkpoints / checkpoint if checkpoint else None
+    with peers.together():
+        state = State.read(visible(path)) if path else None
+        if state:
+            require_same(state.identity, ident, folder.path)
+    records = track.read_records(folder.metrics) if peers.is_first else []
+    return Inputs(shards, split, valid, order, ident, run_id, records, path, state)
+
+
+def _enter(config: TrainConfig, folder: RunFolder, ident: Identity) -> tuple[str, str | None]:
+    """The run's id and the name of its newest whole checkpoint."""
+    run_id = folder.enter(config, ident)
+    checkpoint = newest_whole(folder.checkpoints)
+    has_saved = any(record["kind"] == track.SAVE for record in track.read_records(folder.metrics))
+    if checkpoint is None and (has_bad(folder.checkpoints) or has_saved):
+        raise StorageError(
+            "the run has saved before, but no whole checkpoint is left",
+            on=folder.checkpoints,
+            hint="restore one, or name another out to start from scratch",
+        )
+    return run_id, checkpoint.name if checkpoint else None
+
+
+def _valid_split(config: TrainConfig, shards: Shards) -> Split | None:
+    if not config.eval_every_steps:
+        return None
+    valid = shards.split("valid")
+    if not len(valid):
+        raise ConfigError(
+            f"eval_every_steps={config.eval_every_steps}: the valid split is empty",
+            on=config.shards,
+            hint="build with valid_share above 0, or set eval_every_steps=0",
+        )
+    return valid
+
+
+def visible(folder: Path, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> Path:
+    """The folder, once this node can see it.
+
+    Raises: StorageError if it does not show up in time.
+    """
+    deadline_s = clock() + LONGEST_DELAY_S
+    while not (folder / MANIFEST).is_file():
+        if clock() > deadline_s:
+            raise StorageError(
+                "another process of the run sees it, this one does not",
+                on=folder,
+                hint="put the run folder on a file system that all nodes share",
+            )
+        sleep(POLL_S)
+    return folder
