@@ -1,5 +1,6 @@
 """The same losses and weights on one process and on several that share the model."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,6 @@ import pytest
 import torch
 
 from sft.config import ModelConfig, TrainConfig
-from sft.data.deal import deal
-from sft.data.loader import Batch, micro_batches
 from sft.data.order import Order
 from sft.data.shards import Shards
 from sft.model.neox import NeoX
@@ -18,6 +17,7 @@ from sft.train.engine.shard import make_mesh
 from sft.train.engine.torch import TorchEngine
 from sft.train.peers import Peers
 from sft.train.pieces import StoredPieces, write_pieces
+from sft.train.share import shared_batches
 from sft.train.weights import StartingWeights, starting_shape
 from tests.ranks import run_ranks
 
@@ -47,13 +47,10 @@ def take_steps(peers: Peers, engine: TorchEngine, config: TrainConfig, shards: S
     order = Order(len(split), config.batch_packs, 50, config.seed)
     for step in steps:
         packs = order.batch(step)
-        shares = deal(packs, [1.0] * len(packs), peers.size)
-        num_rounds = max(map(len, shares))
-        batches = list(micro_batches(split, shares[peers.rank], 1))
-        batches += [Batch.empty()] * (num_rounds - len(batches))
+        batches = list(shared_batches(split, packs, config.micro_batch_packs, peers))
         num_supervised = int(split.num_supervised_N[packs].sum())
         for number, batch in enumerate(batches):
-            engine.forward_backward(batch, num_supervised, is_last=number == num_rounds - 1)
+            engine.forward_backward(batch, num_supervised, is_last=number == len(batches) - 1)
         losses.append(engine.step(LR).loss_sum / num_supervised)
     return losses
 
@@ -123,3 +120,52 @@ def test_a_run_goes_on_with_the_same_bits_with_as_many_processes(train: Any) -> 
     second, _, found = train(2, (9, NUM_STEPS), out)
     assert first + second == straight
     assert [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])] == []
+
+
+WAYS = [(1, 1, None), (1, 4, None), (2, 1, None), (2, 2, None), (3, 1, None), (4, 1, 2)]
+
+
+@pytest.mark.parametrize(("size", "micro_batch_packs", "shard_size"), WAYS[1:])
+def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut_up(
+    size: int, micro_batch_packs: int, shard_size: int | None, train: Any
+) -> None:
+    """After one update AdamW's first moment is the clipped gradient, up to a factor."""
+    expected_loss, _, expected = train(1, (0, 1), micro_batch_packs=1)
+    loss, _, found = train(size, (0, 1), micro_batch_packs=micro_batch_packs, fsdp_shard_size=shard_size)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name in (name for name in found if name.endswith(".exp_avg")):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 2e-3), ("fp16", 2e-4)])
+def test_half_precision_agrees_with_one_process_up_to_its_rounding(
+    precision: str, tolerance: float, train: Any
+) -> None:
+    expected, _, _ = train(1, precision=precision)
+    losses, _, _ = train(2, precision=precision)
+    assert losses == pytest.approx(expected, rel=tolerance)
+
+
+def spoil(peers: Peers, config: TrainConfig, shards_folder: str, where: str) -> Any:
+    """One process meets a number that is none: did anybody's weights, moments or loss scale change?"""
+    shards = Shards.open(Path(shards_folder))
+    engine = make_engine(config, shards, peers.size)
+    take_steps(peers, engine, config, shards, range(2))
+    before = {(piece.kind, piece.name): piece.tensor.clone() for piece in engine.pieces()}
+    original = engine._objective.forward
+    if peers.rank == 1:
+        if where == "loss":
+            engine._objective.forward = lambda *batch: original(*batch) * math.nan  # type: ignore[method-assign]
+        else:
+            engine.model.embed_out.weight.register_hook(lambda gradient: gradient * math.inf)
+    (loss,) = take_steps(peers, engine, config, shards, range(2, 3))
+    same = all(torch.equal(piece.tensor, before[piece.kind, piece.name]) for piece in engine.pieces())
+    return [same, math.isfinite(loss), engine.state()["num_updates"]]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_none_on_one_process_reaches_no_weight_on_any(
+    where: str, tiny_config: MakeConfig, tiny_shards: Path
+) -> None:
+    told = run_ranks(2, spoil, tiny_config(), str(tiny_shards), where)
+    assert told == [[True, where == "gradient", 2]] * 2
