@@ -87,7 +87,7 @@ def test_a_failed_write_names_the_checkpoint_and_leaves_nothing(
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.before_update()  # does not hang
     saver.wait()
-    with pytest.raises(StorageError, match="step-00000007: cannot be written: .*No space left"):
+    with pytest.raises(StorageError, match=r"step-00000007: cannot be written: .*No space left"):
         saver.publish()
     assert not list(tmp_path.iterdir())
     assert saver.status == IDLE

@@ -146,6 +146,10 @@ def test_half_precision_agrees_with_one_process_up_to_its_rounding(
     assert losses == pytest.approx(expected, rel=tolerance)
 
 
+def spoil_gradient(_module: Any, _inputs: Any, hidden_TD: torch.Tensor) -> None:
+    hidden_TD.register_hook(lambda gradient: gradient * math.inf)
+
+
 def spoil(peers: Peers, config: TrainConfig, shards_folder: str, where: str) -> Any:
     """One process meets a number that is none: did anybody's weights, moments or loss scale change?"""
     shards = Shards.open(Path(shards_folder))
@@ -157,7 +161,7 @@ def spoil(peers: Peers, config: TrainConfig, shards_folder: str, where: str) -> 
         if where == "loss":
             engine._objective.forward = lambda *batch: original(*batch) * math.nan  # type: ignore[method-assign]
         else:
-            engine.model.embed_out.weight.register_hook(lambda gradient: gradient * math.inf)
+            engine.model.register_forward_hook(spoil_gradient)
     (loss,) = take_steps(peers, engine, config, shards, range(2, 3))
     same = all(torch.equal(piece.tensor, before[piece.kind, piece.name]) for piece in engine.pieces())
     return [same, math.isfinite(loss), engine.state()["num_updates"]]
