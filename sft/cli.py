@@ -1,12 +1,13 @@
-"""The `sft` command: what it offers, and which function does it. Nothing heavy is imported before it is needed."""
+"""The `sft` command: what it offers; what each command does stands in commands.py."""
 
 import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from sft import commands
 from sft.errors import ConfigError, SftError
 from sft.terminal import TERMINATED, command_environment
 from sft.version import VERSION
@@ -15,6 +16,8 @@ EXIT_CODES = (
     "exit codes: 0 done, 65 bad data, 70 numerics, 71 peer or cluster, 74 storage, "
     "75 stopped on purpose (run again), 78 bad config, 1 bug"
 )
+MIXTURE_HELP = "such as data_recipes/mixtures/stablelm_tuned_alpha.yaml"
+CHECKPOINT_HELP = "checkpoint, run folder (its newest checkpoint) or exported folder"
 SETTINGS_HELP = "key=value settings win over the file, such as out=runs/first optimizer.lr=1e-5"
 # A path may hold a `=` as well, but only behind a slash.
 SETTING = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -64,17 +67,19 @@ def _parser() -> _Parser:
         prog="sft", description="Supervised fine-tuning that reproduces StableLM-Tuned-Alpha.", epilog=EXIT_CODES
     )
     parser.add_argument("--version", action="version", version=f"sft {VERSION}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None], text: str, *, settings: bool) -> _Parser:
         epilog = SETTINGS_HELP if settings else None
-        added: _Parser = commands.add_parser(name, help=text, description=text, epilog=epilog)
+        added: _Parser = subparsers.add_parser(name, help=text, description=text, epilog=epilog)
         added.set_defaults(run=run, takes_settings=settings)
         if settings:
             added.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
         return added
 
-    demo = command("demo", _demo, "the whole pipeline on bundled samples, with a tiny model", settings=False)
+    demo = command(
+        "demo", commands.run_demo, "the whole pipeline on bundled samples, with a tiny model", settings=False
+    )
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="new folder for everything that it makes")
     _add_data_commands(command)
     _add_model_commands(command)
@@ -82,15 +87,17 @@ def _parser() -> _Parser:
 
 
 def _add_data_commands(command: Callable[..., _Parser]) -> None:
-    fetch = command("fetch", _fetch, "download a mixture's raw files from the hub and pin them", settings=True)
+    fetch = command(
+        "fetch", commands.run_fetch, "download a mixture's raw files from the hub and pin them", settings=True
+    )
     fetch.add_argument("mixture", type=Path, help=MIXTURE_HELP)
     fetch.add_argument("--update", action="store_true", help="take what the revisions name now, not the locked commits")
 
-    build = command("build", _build, "raw files to packed shards", settings=True)
+    build = command("build", commands.run_build, "raw files to packed shards", settings=True)
     build.add_argument("mixture", type=Path, help=MIXTURE_HELP)
     build.add_argument("--part", metavar="I/N", help="make only the I-th of N shares of the work, for a later build")
 
-    inspect = command("inspect", _inspect, "look at packs: roles, loss, documents, lineage", settings=False)
+    inspect = command("inspect", commands.run_inspect, "look at packs: roles, loss, documents, lineage", settings=False)
     inspect.add_argument("shards", type=Path, help="folder made by sft build; with --step a run folder")
     inspect.add_argument("--split", default="train", help="train or valid")
     what = inspect.add_mutually_exclusive_group()
@@ -104,184 +111,35 @@ def _add_data_commands(command: Callable[..., _Parser]) -> None:
     inspect.add_argument("--sources", type=Path, metavar="FOLDER", help="raw files, to show the raw row itself")
     inspect.add_argument("--full", action="store_true", help="with --step: list every row")
 
-    diff = command("diff", _diff, "what differs between two builds: settings, rows, tokens, drops", settings=False)
+    diff = command(
+        "diff", commands.run_diff, "what differs between two builds: settings, rows, tokens, drops", settings=False
+    )
     diff.add_argument("a", type=Path, metavar="A", help="folder made by sft build")
     diff.add_argument("b", type=Path, metavar="B", help="another one")
     diff.add_argument("--examples", type=int, default=3, metavar="N", help="show up to N rows of each source and kind")
     diff.add_argument("--json", type=Path, metavar="FILE", help="write the whole result to this file")
 
-    verify = command("verify", _verify, "hashes, schema and supervision contract", settings=False)
+    verify = command("verify", commands.run_verify, "hashes, schema and supervision contract", settings=False)
     verify.add_argument("folder", type=Path, help="shards, a checkpoint, or a run folder (all its checkpoints)")
 
 
 def _add_model_commands(command: Callable[..., _Parser]) -> None:
-    train = command("train", _train, "train, or go on if the run folder holds this run", settings=True)
+    train = command("train", commands.run_train, "train, or go on if the run folder holds this run", settings=True)
     train.add_argument("config", type=Path, help="such as configs/tiny_cpu.yaml")
 
-    evaluate = command("eval", _eval, "held-out loss per source and answers to fixed prompts", settings=True)
+    evaluate = command(
+        "eval", commands.run_eval, "held-out loss per source and answers to fixed prompts", settings=True
+    )
     evaluate.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
 
-    chat = command("chat", _chat, "talk to a checkpoint", settings=True)
+    chat = command("chat", commands.run_chat, "talk to a checkpoint", settings=True)
     chat.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
 
-    export = command("export", _export, "a Hugging Face folder for transformers, vLLM and lm-eval", settings=True)
+    export = command(
+        "export", commands.run_export, "a Hugging Face folder for transformers, vLLM and lm-eval", settings=True
+    )
     export.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
     export.add_argument("out", type=Path, help="new folder to write")
-
-
-MIXTURE_HELP = "such as data_recipes/mixtures/stablelm_tuned_alpha.yaml"
-CHECKPOINT_HELP = "checkpoint, run folder (its newest checkpoint) or exported folder"
-
-
-def _demo(options: argparse.Namespace) -> None:
-    from sft.demo import demo
-
-    demo(options.out)
-
-
-def _fetch(options: argparse.Namespace) -> None:
-    from sft.data.recipes import load_mixture
-
-    # Fetching needs neither a tokenizer nor a place for shards, which the settings of a build must name.
-    loaded = load_mixture(options.mixture, ["tokenizer=unused", "out=unused", *options.settings])
-    if _printed(options, loaded):
-        return
-    from sft.data.fetch import fetch
-
-    fetch(loaded.config, update=options.update)
-
-
-def _build(options: argparse.Namespace) -> None:
-    from sft.data.recipes import load_mixture, recipes_dir
-
-    loaded = load_mixture(options.mixture, options.settings)
-    if _printed(options, loaded):
-        return
-    from rich.console import Console
-
-    from sft.data.build import Part, build, build_part
-    from sft.data.inspect import overview
-
-    if options.part is not None:
-        count = build_part(loaded.config, recipes_dir(options.mixture), Part.parse(options.part))
-        done = "built already" if count is None else f"units done: {count}; sft build without --part merges all"
-        print(f"part {options.part}: {done}")
-        return
-    shards = build(loaded.config, recipes_dir(options.mixture))
-    overview(shards.folder, Console())
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from sft.data import inspect
-
-    console = Console()
-    if options.html is not None:
-        from sft.data.report import write_report
-
-        packs = [] if options.pack is None else [(options.split, options.pack)]
-        write_report(options.shards, options.html, packs=packs)
-        print(f"written to {options.html}: open it in a browser")
-    elif options.step is not None:
-        from sft.train.lineage import show_step
-
-        show_step(options.shards, options.step, console, full=options.full)
-    elif options.row is not None:
-        inspect.trace_row(options.shards, options.row, console, options.sources)
-    elif options.trace is not None:
-        inspect.trace(options.shards, options.split, options.pack or 0, options.trace, console, options.sources)
-    elif options.pack is not None:
-        inspect.show_pack(options.shards, options.split, options.pack, console)
-    else:
-        inspect.overview(options.shards, console)
-
-
-def _diff(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from sft.data.diff_report import show_diff
-
-    show_diff(options.a, options.b, Console(), num_examples=options.examples, json_file=options.json)
-
-
-def _verify(options: argparse.Namespace) -> None:
-    folder = options.folder
-    if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():
-        from sft.train.checkpoint import published, require_whole
-
-        for checkpoint in published(folder / "checkpoints") or [folder]:
-            print(f"{checkpoint}: a whole checkpoint of step {require_whole(checkpoint).step}, every hash true")
-        return
-    from sft.data.verify import verify
-
-    print(f"{folder}: {verify(folder)}")
-
-
-def _train(options: argparse.Namespace) -> None:
-    from sft.config import TrainConfig
-    from sft.settings import load, read_arguments, read_yaml
-
-    loaded = load(TrainConfig, [read_yaml(options.config), read_arguments(options.settings)])
-    if _printed(options, loaded):
-        return
-    from sft.train.loop import train
-
-    train(loaded.config)
-
-
-def _eval(options: argparse.Namespace) -> None:
-    from sft.config import EvalConfig
-
-    loaded = _from_arguments(EvalConfig, options)
-    if _printed(options, loaded):
-        return
-    from rich.console import Console
-
-    from sft.evals.evaluate import evaluate
-
-    evaluate(options.checkpoints, loaded.config, Console())
-
-
-def _chat(options: argparse.Namespace) -> None:
-    from sft.config import ChatConfig
-
-    loaded = _from_arguments(ChatConfig, options)
-    if _printed(options, loaded):
-        return
-    from rich.console import Console
-
-    from sft.evals.talk import talk
-
-    talk(options.checkpoint, loaded.config, Console())
-
-
-def _export(options: argparse.Namespace) -> None:
-    from sft.config import ExportConfig
-
-    loaded = _from_arguments(ExportConfig, options)
-    if _printed(options, loaded):
-        return
-    from sft.evals.load import find
-    from sft.export.huggingface import export
-
-    export(find(options.checkpoint), options.out, loaded.config)
-    print(f"written to {options.out} in {loaded.config.dtype}, and read back by transformers")
-
-
-def _from_arguments(schema: type[Any], options: argparse.Namespace) -> Any:
-    from sft.settings import load, read_arguments
-
-    return load(schema, [read_arguments(options.settings)])
-
-
-def _printed(options: argparse.Namespace, loaded: Any) -> bool:
-    """Print the resolved settings if that is all that was asked for."""
-    if options.print_config:
-        from sft.settings import describe
-
-        print(describe(loaded))
-    return bool(options.print_config)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ LAYERS = (
     "export",
     "slurm",
     "demo",
+    "commands",
     "cli",
     "__main__",
 )
