@@ -85,10 +85,11 @@ def run_verify(options: argparse.Namespace) -> None:
     """Check shards, a checkpoint, or all checkpoints of a run."""
     folder = options.folder
     if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():
-        from sft.train.checkpoint import published, require_whole
+        from sft.train.verify import verify_checkpoint, verify_run
 
-        for checkpoint in published(folder / "checkpoints") or [folder]:
-            print(f"{checkpoint}: a whole checkpoint of step {require_whole(checkpoint).step}, every hash true")
+        is_run = (folder / "checkpoints").is_dir()
+        for sentence in verify_run(folder) if is_run else [verify_checkpoint(folder)]:
+            print(sentence)
         return
     from sft.data.verify import verify
 

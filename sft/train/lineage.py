@@ -23,7 +23,7 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
     Raises: ConfigError if this is no run or has no such step, DataError if its shards or settings are others now.
     """
     folder = RunFolder(path)
-    config, shards = _inputs(folder)
+    config, shards = run_inputs(folder)
     order = Order(len(shards.split("train")), config.batch_packs, config.epochs, config.seed, config.max_steps)
     if not 1 <= step <= order.num_steps:
         raise ConfigError(f"no step {step}: the run has {order.num_steps}, counted from 1", on=path)
@@ -38,7 +38,7 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
     print_packs(shards, "train", packs, console, full=full)
 
 
-def _inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
+def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
     """The settings and shards of the run, made sure to be those that it trained with."""
     if not (folder.path / RUN_FILE).is_file():
         raise ConfigError(
