@@ -109,6 +109,18 @@ export_end_time() {
     export SLURM_JOB_END_TIME
 }
 
+# For sft train, which runs once per task of the job: a step of all tasks, and the place where they meet.
+#
+# A task that ends takes the others with it after --wait: by then they have noticed that it is gone.
+use_all_tasks() {
+    ((${SLURM_NTASKS:-1} > 1)) || return 0
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+    export MASTER_ADDR MASTER_PORT
+    step_command=(srun --ntasks="$SLURM_NTASKS" --wait=300 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL)
+    say "$SLURM_NTASKS processes on $SLURM_JOB_NODELIST meet at $MASTER_ADDR:$MASTER_PORT"
+}
+
 # The run folder that `sft train ARGUMENT...` will use; fails as sft does if it refuses the arguments.
 run_folder_of() {
     local resolved

@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, Sequence[str], Sequence[Start]]] = {
     "no_environment": (*TRAIN, [Start({"SFT_VENV": "/nowhere/venv"})]),
     "bad_restart_limit": (*TRAIN, [Start({"SFT_MAX_RESTARTS": "many"})]),
     "success": (*TRAIN, [Start()]),
+    "several_processes": (*TRAIN, [Start({"SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-2]"})]),
     "odd_arguments": (
         "train.sbatch",
         ["configs/tiny cpu.yaml", "out=runs/x", "note=a = b", 'say="hi"', "$HOME/*", "", "it's"],
