@@ -176,7 +176,8 @@ def evaluate(run: Run) -> None:
             advance=lambda _: run.stop.in_agreement(run.peers),
         )
     except StopRequested:
-        return  # the loop notices it too, and saves first
+        run.is_stop_agreed = True  # the loop saves first
+        return
     sources = {
         name: {"loss": it.loss, "perplexity": it.perplexity, "accuracy": it.accuracy, "tokens": it.num_tokens}
         for name, it in losses.items()

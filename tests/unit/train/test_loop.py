@@ -1,6 +1,7 @@
 import itertools
 import math
 import shutil
+import signal
 import time
 from collections import namedtuple
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from sft.train.checkpoint import State, published
 from sft.train.engine.base import StepResult
 from sft.train.engine.torch import TorchEngine
 from sft.train.loop import train
+from sft.train.save import Saver
 from sft.train.track import Record, read_records
+from sft.train.weights import StartingWeights
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -135,6 +138,38 @@ def test_stop_file_saves_ends_with_75_and_lets_the_next_start_go_on(
     assert "same command again" in stop.value.message()
     assert steps_saved(config) == [5]
     assert not stop_file.exists()
+    train(config)
+    assert [record["step"] for record in records(config, "step")] == list(range(1, 13))
+
+
+STOPPED_IN = {
+    "loading": (StartingWeights, "flat", "before the first step"),
+    "measuring": (TorchEngine, "measure", "after step 4 of 12"),
+    "saving": (Saver, "begin", "after step 5 of 12"),
+    "publishing": (Saver, "publish", "after step 5 of 12"),
+}
+
+
+@pytest.mark.parametrize("phase", STOPPED_IN)
+def test_a_signal_in_any_phase_stops_the_run_at_the_end_of_it(
+    phase: str, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, method, place = STOPPED_IN[phase]
+    config = tiny_config(eval_every_steps=4, async_save=False)
+    original, calls = getattr(owner, method), 0
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as asking:
+        asking.setattr(owner, method, interrupted)
+        with pytest.raises(StopRequested, match=place):
+            train(config)
+    assert [record["sources"]["all"]["tokens"] > 0 for record in records(config, "eval")] in ([], [True])
     train(config)
     assert [record["step"] for record in records(config, "step")] == list(range(1, 13))
 
