@@ -126,6 +126,7 @@ def _add_data_commands(command: Callable[..., _Parser]) -> None:
 def _add_model_commands(command: Callable[..., _Parser]) -> None:
     train = command("train", commands.run_train, "train, or go on if the run folder holds this run", settings=True)
     train.add_argument("config", type=Path, help="such as configs/tiny_cpu.yaml")
+    train.add_argument("--dry-run", action="store_true", help="take one step on the dearest packs and tell its needs")
 
     evaluate = command(
         "eval", commands.run_eval, "held-out loss per source and answers to fixed prompts", settings=True

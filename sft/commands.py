@@ -104,6 +104,11 @@ def run_train(options: argparse.Namespace) -> None:
     loaded = load(TrainConfig, [read_yaml(options.config), read_arguments(options.settings)])
     if _printed(options, loaded):
         return
+    if options.dry_run:
+        from sft.train.dry_run import dry_run
+
+        dry_run(loaded.config)
+        return
     from sft.train.loop import train
 
     train(loaded.config)

@@ -70,6 +70,11 @@ def _plain(title: str, total: int | None, unit: str, start: int, clock: Callable
 
 
 def _time_left(num_left: int, each_s: float) -> str:
-    minutes, seconds = divmod(round(num_left * each_s), 60)
+    return f" · {duration(num_left * each_s)} left" if num_left else ""
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f" · {hours}:{minutes:02d}:{seconds:02d} left" if num_left else ""
+    return f"{hours}:{minutes:02d}:{left:02d}"

@@ -1,8 +1,8 @@
 """What a run reads: shards, settings, and the newest whole checkpoint of the run's own past."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -37,12 +37,12 @@ class Inputs:
     """Present if the run measures held-out loss."""
     order: Order
     identity: Identity
-    run_id: str
-    records: list[Record]
+    run_id: str = ""
+    records: Sequence[Record] = ()
     """The metrics of earlier attempts."""
-    checkpoint: Path | None
+    checkpoint: Path | None = None
     """Where to go on from; None starts at step 0."""
-    state: State | None
+    state: State | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -63,24 +63,31 @@ def read_inputs(config: TrainConfig, folder: RunFolder, peers: Peers) -> Inputs:
     Raises: ConfigError if the folder's run is another one; StorageError if it had checkpoints and none is left.
     """
     with peers.together():
-        shards = Shards.open(Path(config.shards))
-        split = shards.split("train")
-        order = Order(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
-        if order.num_steps < 1:
-            raise ConfigError(f"epochs={config.epochs}: not one of {len(split)} packs to train on", on=config.shards)
-        valid = _valid_split(config, shards)
-        ident = identity(config, shards)
+        inputs = open_inputs(config)
     with peers.together():
         # The first process alone decides what is there, and writes.
-        found = _enter(config, folder, ident) if peers.is_first else ("", None)
+        found = _enter(config, folder, inputs.identity) if peers.is_first else ("", None)
     run_id, checkpoint = peers.first(found)
     path = folder.checkpoints / checkpoint if checkpoint else None
     with peers.together():
         state = State.read(visible(path)) if path else None
         if state:
-            require_same(state.identity, ident, folder.path)
+            require_same(state.identity, inputs.identity, folder.path)
     records = track.read_records(folder.metrics) if peers.is_first else []
-    return Inputs(shards, split, valid, order, ident, run_id, records, path, state)
+    return replace(inputs, run_id=run_id, records=records, checkpoint=path, state=state)
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """The shards of a run that has not begun.
+
+    Raises: ConfigError if there is nothing to train on, DataError if the shards are damaged.
+    """
+    shards = Shards.open(Path(config.shards))
+    split = shards.split("train")
+    order = Order(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    if order.num_steps < 1:
+        raise ConfigError(f"epochs={config.epochs}: not one of {len(split)} packs to train on", on=config.shards)
+    return Inputs(shards, split, _valid_split(config, shards), order, identity(config, shards))
 
 
 def _enter(config: TrainConfig, folder: RunFolder, ident: Identity) -> tuple[str, str | None]:

@@ -149,7 +149,7 @@ def start(
     """The run with its weights loaded and its metrics open."""
     torch.manual_seed(config.seed)
     with peers.together():
-        engine = _engine(config, inputs, peers, device)
+        engine = make_engine(config, inputs, peers, device)
     state = inputs.state
     step = state.step if state else 0
     if state:
@@ -176,7 +176,8 @@ def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tr
     return track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id), ledger
 
 
-def _engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch.device) -> Engine:
+def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch.device) -> Engine:
+    """The engine that the run asks for, where its newest checkpoint has left it or with its first weights."""
     shards, checkpoint, state = inputs.shards, inputs.checkpoint, inputs.state
     shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
     with torch.device("meta"):

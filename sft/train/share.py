@@ -29,11 +29,11 @@ def num_rounds(num_packs: int, micro_batch_packs: int, peers: Peers) -> int:
 
 def my_share(split: Split, packs: Sequence[int], peers: Peers, cost_per_token: float) -> list[int]:
     """The packs that this process computes, in the order of the step."""
-    costs = [_cost(split, pack, cost_per_token) for pack in packs] if peers.size > 1 else []
+    costs = [pack_cost(split, pack, cost_per_token) for pack in packs] if peers.size > 1 else []
     return deal(packs, costs, peers.size)[peers.rank]
 
 
-def _cost(split: Split, pack: int, cost_per_token: float) -> float:
+def pack_cost(split: Split, pack: int, cost_per_token: float = 0.0) -> float:
     """What a pack costs, in pairs of tokens that attend to each other."""
     lengths_D = split[pack].doc_lengths_D.astype(float)
     return float((lengths_D * lengths_D).sum() / 2 + cost_per_token * lengths_D.sum())

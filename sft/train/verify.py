@@ -58,7 +58,7 @@ def _verified_ledger(folder: RunFolder, states: list[State]) -> str:
     num_used = min(num_steps * config.batch_packs, order.num_samples)
     epochs, rest = divmod(num_used, order.num_packs)
     parts = [f"each of {order.num_packs} packs exactly {epochs} times"] if epochs else []
-    parts += [f"{rest} packs{' once more' if epochs else ' once'}"] if rest else []
+    parts += [f"{rest} of them once{' more' if epochs else ''}"] if rest else []
     return f"steps 1 to {num_steps} used {' and '.join(parts)}"
 
 

@@ -1,0 +1,132 @@
+"""`sft train --dry-run`: one step on the dearest packs, then stop. Nothing is written, and what it needs is told.
+
+What fits here fits in every step of the run: no other has more tokens, or longer documents, in a micro-batch.
+"""
+
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sft.config import TrainConfig
+from sft.errors import NumericsError, PeerError
+from sft.progress import duration
+from sft.train.checkpoint import FREE_SPACE_FACTOR
+from sft.train.engine.base import Engine
+from sft.train.inputs import Inputs, open_inputs
+from sft.train.peers import Peers, connected
+from sft.train.run import make_engine
+from sft.train.schedule import learning_rate
+from sft.train.share import pack_cost, shared_batches
+from sft.train.world import World, choose_device
+
+NUM_ROUNDS = 2
+"""Micro-batches of the step: the second one finds gradients that are there already, as most of a run do."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the step of the dry run took."""
+
+    loss: float
+    num_tokens: int
+    """Tokens of all processes in the timed micro-batch."""
+    seconds: float
+    """Of that micro-batch, of the slowest process."""
+    step_s: float
+    """Of the update."""
+    memory_bytes: int
+    """Peak of the process that took most."""
+
+
+def dry_run(
+    config: TrainConfig,
+    *,
+    world: World | None = None,
+    environ: Mapping[str, str] = os.environ,
+    meeting_place: str = "env://",
+) -> None:
+    """Take one step on the dearest packs and print what the run will need.
+
+    Raises: the SftErrors of a run that cannot work; OutOfMemory as PeerError.
+    """
+    world = world or World.of(environ)
+    device = choose_device(config.device, world.local_rank)
+    with connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as peers:
+        with peers.together():
+            inputs = open_inputs(config)
+            engine = make_engine(config, inputs, peers, device)
+        try:
+            tried = _try(config, inputs, engine, peers, device)
+        except torch.OutOfMemoryError as error:
+            raise PeerError(
+                f"out of memory in a step of {config.micro_batch_packs} packs per micro-batch: {error}",
+                on=str(device),
+                hint="lower micro_batch_packs, set activation_checkpointing, or share the model among more processes",
+            ) from error
+        if peers.is_first:
+            for line in report(config, inputs, engine.checkpoint_bytes, tried, peers.size, device):
+                print(line)
+    if not np.isfinite(tried.loss):
+        raise NumericsError(f"the loss is {tried.loss}", on="dry run", hint="sft doctor --model looks for the reason")
+
+
+def _try(config: TrainConfig, inputs: Inputs, engine: Engine, peers: Peers, device: torch.device) -> Tried:
+    split = inputs.split
+    dearest = sorted(range(len(split)), key=lambda pack: (-pack_cost(split, pack), pack))
+    packs = dearest[: config.micro_batch_packs * peers.size]
+    num_supervised = max(1, int(split.num_supervised_N[packs].sum())) * NUM_ROUNDS
+    for number in range(NUM_ROUNDS):
+        started_s = _now(device)
+        for batch in shared_batches(split, packs, config.micro_batch_packs, peers):
+            engine.forward_backward(batch, num_supervised, is_last=number == NUM_ROUNDS - 1)
+        computed_s = _now(device)
+    result = engine.step(learning_rate(0, inputs.order.num_steps, config.optimizer))
+    own = peers.gather([computed_s - started_s, _now(device) - computed_s, _peak_bytes(device)]).max(axis=0)
+    num_tokens = int(inputs.num_tokens_N[packs].sum())
+    return Tried(result.loss_sum / num_supervised, num_tokens, float(own[0]), float(own[1]), int(own[2]))
+
+
+def report(
+    config: TrainConfig, inputs: Inputs, checkpoint_bytes: int, tried: Tried, world_size: int, device: torch.device
+) -> list[str]:
+    """What the run will need, line by line."""
+    free = shutil.disk_usage(_nearest_folder(Path(config.out))).free
+    per_token_s = tried.seconds / tried.num_tokens
+    steps, tokens = inputs.order.num_steps, inputs.num_tokens_N.mean() * inputs.order.num_samples
+    per_process = "" if world_size == 1 else ", in the process that takes most"
+    total = f" of {torch.cuda.mem_get_info(device)[1] / 1e9:.1f}" if device.type == "cuda" else ""
+    kept = config.keep_checkpoints + 1
+    space = "" if free > FREE_SPACE_FACTOR * kept * checkpoint_bytes else ": too little"
+    return [
+        f"one step on the dearest packs: loss {tried.loss:.3f}, {tried.num_tokens / tried.seconds:,.0f} tokens/s, "
+        f"update {tried.step_s:.2f} s",
+        f"memory: {tried.memory_bytes / 1e9:.2f}{total} GB{per_process}",
+        f"time: {steps} steps, about {duration(per_token_s * tokens + steps * tried.step_s)} without saving",
+        f"disk: {checkpoint_bytes / 1e9:.2f} GB per checkpoint, up to {kept} at once, {free / 1e9:.1f} GB free{space}",
+        "nothing was written",
+    ]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(folder for folder in [path, *path.absolute().parents] if folder.is_dir())
