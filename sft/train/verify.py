@@ -1,4 +1,4 @@
-"""`sft verify RUN`: are its checkpoints whole, and has every step used exactly the packs that it should have?"""
+"""`sft verify RUN`: whole checkpoints, and steps that used exactly the packs that they should have."""
 
 import json
 from collections.abc import Iterator

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeConfig = Callable[..., TrainConfig]
 CHILD = Path(__file__).with_name("child.py")
-TWENTY_STEPS: dict[str, Any] = {"epochs": 10 / 3, "save_every_steps": 5}
+# Saves in the foreground: of a process that is killed, one knows what it has saved.
+TWENTY_STEPS: dict[str, Any] = {"epochs": 10 / 3, "save_every_steps": 5, "async_save": False}
 LAST = "checkpoints/step-00000020"
 
 # What happens to a run (see child.py), in which precision, its exit code, and the checkpoint left to go on from.
