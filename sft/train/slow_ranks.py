@@ -1,4 +1,4 @@
-"""Finds ranks that hold up the others, from the time that each one computes on its own.
+"""Finds ranks that hold up the others, from the time that a step would take each one on its own.
 
 R = ranks; S = steps of a window.
 """
@@ -14,6 +14,17 @@ NUM_WINDOWS = 3
 SLOW_FACTOR = 1.3
 
 
+def own_seconds(step_s: float, loading_s_R: NDArray[np.float64], probe_s_R: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a step that all began and ended together would have taken each rank alone, from what pace.py measured.
+
+    The one that loads longest is waited for, and computing takes as long as the slowest device needs.
+    """
+    computing_s = max(step_s - loading_s_R.max(), 0.0)
+    slowest_s = max(probe_s_R.max(), np.finfo(float).tiny)
+    alone_s_R: NDArray[np.float64] = loading_s_R + computing_s * probe_s_R / slowest_s
+    return alone_s_R
+
+
 class SlowRanks:
     """Compares every rank's median step of each window with the median rank's."""
 
@@ -25,10 +36,7 @@ class SlowRanks:
         """Windows in a row that speak against what a rank counts as."""
 
     def add(self, seconds_R: NDArray[np.float64]) -> list[str]:
-        """Take the seconds that each rank computed in one step; returns what is new to say about ranks.
-
-        The seconds are to hold no waiting for other ranks, since that is the same for all.
-        """
+        """Take the seconds of one step that each rank would need alone; returns what is new to say about ranks."""
         self._seconds_SR.append(seconds_R)
         if len(self._seconds_SR) < self._window_steps:
             return []
@@ -46,5 +54,5 @@ class SlowRanks:
     def _sentence(self, rank: int, factor: float) -> str:
         who, num_steps = f"rank {rank} on {self._hosts[rank]}", NUM_WINDOWS * self._window_steps
         if self._is_slow_R[rank]:
-            return f"{who} computes {factor:.2f} times as long as the median rank for {num_steps} steps: all wait"
+            return f"{who} takes {factor:.2f} times as long as the median rank for {num_steps} steps: all wait"
         return f"{who} keeps up with the others again ({factor:.2f} times the median rank)"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sft.train.slow_ranks import SlowRanks
+from sft.train.slow_ranks import SlowRanks, own_seconds
 
 WINDOW = 4
 
@@ -57,9 +57,26 @@ def test_single_long_steps_make_no_rank_slow() -> None:
 
 def test_several_slow_ranks_are_all_named() -> None:
     said = windows(ranks(5), *[(1.0, 2.0, 1.0, 1.0, 3.0)] * 3)
-    assert [line.split(" computes")[0] for line in said[2]] == ["rank 1 on node1", "rank 4 on node4"]
+    assert [line.split(" takes")[0] for line in said[2]] == ["rank 1 on node1", "rank 4 on node4"]
 
 
 @pytest.mark.parametrize("factors", [(1.0,), (0.0, 0.0)], ids=["one rank", "nothing computed"])
 def test_nobody_is_slow_where_nobody_is_faster(factors: tuple[float, ...]) -> None:
     assert windows(ranks(len(factors)), *[factors] * 4) == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    ("loading_s", "probe_s", "alone_s"),
+    [
+        ((0.0, 0.0, 0.0), (1e-3, 1e-3, 1e-3), (2.0, 2.0, 2.0)),
+        ((0.0, 1.0, 0.0), (1e-3, 1e-3, 1e-3), (1.0, 2.0, 1.0)),
+        ((0.0, 0.0, 0.0), (1e-3, 1e-3, 2e-3), (1.0, 1.0, 2.0)),
+        ((0.5, 0.5, 1.0), (2e-3, 1e-3, 1e-3), (1.5, 1.0, 1.5)),
+        ((3.0, 3.0, 0.0), (0.0, 0.0, 0.0), (3.0, 3.0, 0.0)),
+    ],
+    ids=["all equal", "one loads long", "one computes slowly", "one each", "nothing but loading"],
+)
+def test_time_alone_leaves_out_what_a_rank_waited_for_others(
+    loading_s: tuple[float, ...], probe_s: tuple[float, ...], alone_s: tuple[float, ...]
+) -> None:
+    assert own_seconds(2.0, np.array(loading_s), np.array(probe_s)).tolist() == pytest.approx(alone_s)
