@@ -4,111 +4,50 @@ Each rank is a fork of its own, whose exit code and words on stderr are what a l
 """
 
 import ctypes
-import faulthandler
+import itertools
 import os
-import select
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from sft.config import TrainConfig
-from sft.errors import SftError
+from sft.train import loop, slow_ranks
 from sft.train import watchdog as watchdog_module
 from sft.train.patience import STEP
 from sft.train.peer_errors import as_peer_errors
-from sft.train.watchdog import Watchdog, stacks_path
+from sft.train.watchdog import Watchdog
 from sft.train.world import World
 from tests.conftest import MakeConfig
+from tests.lives import TOO_LATE_S, Rank, Start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="POSIX timers and process descriptors")
 
 LIMIT_S = 1.0
-TOO_LATE_S = 30.0
 FOR_EVER_S = 600
 
-
-@dataclass(frozen=True)
-class Rank:
-    """A process that a test started."""
-
-    pid: int
-    stderr_file: Path
-    stacks_file: Path
-
-    def exit_code(self) -> int:
-        """How it left; negative for a signal. Fails if it did not within TOO_LATE_S."""
-        descriptor = os.pidfd_open(self.pid)
-        has_left, _, _ = select.select([descriptor], [], [], TOO_LATE_S)
-        os.close(descriptor)
-        assert has_left, f"still there after {TOO_LATE_S} s"
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    @property
-    def stderr(self) -> str:
-        return self.stderr_file.read_text()
-
-    @property
-    def stacks(self) -> str:
-        return self.stacks_file.read_text()
-
-
 Work = Callable[[Watchdog], object]
-Start = Callable[..., list[Rank]]
 
 
 @pytest.fixture
-def start(tmp_path: Path, tiny_config: MakeConfig) -> Iterator[Start]:
-    """Starts one rank per piece of work; none outlives the test."""
-    started: list[Rank] = []
+def ranks(start: Start, tiny_config: MakeConfig) -> Start:
+    """Starts ranks that are connected, watched closely, and then do their piece of work."""
     config = tiny_config(hang_timeout_s=LIMIT_S, first_step_timeout_s=LIMIT_S)
 
-    def start(*work: Work, tear_down: Callable[[], object] = lambda: None) -> list[Rank]:
-        for number, task in enumerate(work):
-            stderr, world = tmp_path / f"stderr-{number}.txt", World(number, len(work))
-            pid = os.fork()
-            if pid == 0:
-                os._exit(_live(stderr, tmp_path, world, config, task, tear_down))
-            started.append(Rank(pid, stderr, stacks_path(tmp_path, number)))
-        return started
-
-    yield start
-    for rank in started:
-        try:
-            os.kill(rank.pid, signal.SIGKILL)
-            os.waitpid(rank.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
-
-
-def _live(
-    stderr: Path, folder: Path, world: World, config: TrainConfig, work: Work, tear_down: Callable[[], object]
-) -> int:
-    """The life of a rank, as a command would lead it."""
-    os.dup2(os.open(stderr, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
-    faulthandler.disable()
-    try:
+    def live(work: Work, world: World, folder: Path) -> None:
         if world.size > 1:
-            dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=world.rank, world_size=world.size)
+            dist.init_process_group("gloo", f"file://{folder}/meeting", rank=world.rank, world_size=world.size)
             dist.barrier()
-        with Watchdog(folder, world, config) as watchdog, as_peer_errors():
+        with Watchdog(folder / "run", world, config) as watchdog, as_peer_errors():
             work(watchdog)
-    except SftError as error:
-        os.write(2, f"sft: {error}\n".encode())
-        tear_down()
-        return error.exit_code
-    except Exception:  # noqa: BLE001  a fork must not go on as a second pytest
-        os.write(2, traceback.format_exc().encode())
-        return 1
-    return 0
+
+    return lambda *work, **more: start(*(partial(live, task) for task in work), **more)
 
 
 # ------------------------------------------------------------------------------------------------ what ranks do
@@ -154,8 +93,8 @@ def train_quickly(watchdog: Watchdog) -> None:
 # ------------------------------------------------------------------------------------------------ one process
 
 
-def test_process_that_hangs_leaves_with_71_and_its_stacks(start: Start) -> None:
-    (rank,) = start(wait_for_ever)
+def test_process_that_hangs_leaves_with_71_and_its_stacks(ranks: Start) -> None:
+    (rank,) = ranks(wait_for_ever)
     assert rank.exit_code() == 71
     assert "in wait_for_ever" in rank.stacks
     assert rank.stacks.count("no progress for") == 1
@@ -164,21 +103,21 @@ def test_process_that_hangs_leaves_with_71_and_its_stacks(start: Start) -> None:
     assert "leaving with code 71" in last
 
 
-def test_process_that_holds_the_interpreter_lock_leaves_with_71_and_its_stacks(start: Start) -> None:
-    (rank,) = start(hold_the_interpreter)
+def test_process_that_holds_the_interpreter_lock_leaves_with_71_and_its_stacks(ranks: Start) -> None:
+    (rank,) = ranks(hold_the_interpreter)
     assert rank.exit_code() == 71
     assert "in hold_the_interpreter" in rank.stacks
     assert "its interpreter does not answer; leaving with code 71" in rank.stderr
 
 
-def test_process_that_crashes_leaves_its_stacks(start: Start) -> None:
-    (rank,) = start(crash)
+def test_process_that_crashes_leaves_its_stacks(ranks: Start) -> None:
+    (rank,) = ranks(crash)
     assert rank.exit_code() == -signal.SIGSEGV
     assert "in crash" in rank.stacks
 
 
-def test_process_that_beats_lives_on(start: Start) -> None:
-    (rank,) = start(train_quickly)
+def test_process_that_beats_lives_on(ranks: Start) -> None:
+    (rank,) = ranks(train_quickly)
     assert rank.exit_code() == 0
     assert not rank.stacks_file.exists()
     assert rank.stderr == ""
@@ -187,8 +126,8 @@ def test_process_that_beats_lives_on(start: Start) -> None:
 # ------------------------------------------------------------------------------------------------ several
 
 
-def test_rank_that_was_stopped_is_named_by_the_other_which_leaves_with_71(start: Start) -> None:
-    waiting, stopped = start(join_the_others, be_stopped_and_join_late)
+def test_rank_that_was_stopped_is_named_by_the_other_which_leaves_with_71(ranks: Start) -> None:
+    waiting, stopped = ranks(join_the_others, be_stopped_and_join_late)
     assert waiting.exit_code() == 71
     assert "in join_the_others" in waiting.stacks
     assert "no stacks from rank 1: look there first" in waiting.stderr
@@ -196,23 +135,23 @@ def test_rank_that_was_stopped_is_named_by_the_other_which_leaves_with_71(start:
     assert stopped.exit_code() == 71
 
 
-def test_all_ranks_leave_their_stacks_when_one_hangs(start: Start) -> None:
-    ranks = start(join_the_others, wait_for_ever, join_the_others)
-    assert [rank.exit_code() for rank in ranks] == [71, 71, 71]
-    assert ["in wait_for_ever" in rank.stacks for rank in ranks] == [False, True, False]
-    assert ["in join_the_others" in rank.stacks for rank in ranks] == [True, False, True]
-    assert not any("no stacks from" in rank.stderr for rank in ranks)
+def test_all_ranks_leave_their_stacks_when_one_hangs(ranks: Start) -> None:
+    all_ranks = ranks(join_the_others, wait_for_ever, join_the_others)
+    assert [rank.exit_code() for rank in all_ranks] == [71, 71, 71]
+    assert ["in wait_for_ever" in rank.stacks for rank in all_ranks] == [False, True, False]
+    assert ["in join_the_others" in rank.stacks for rank in all_ranks] == [True, False, True]
+    assert not any("no stacks from" in rank.stderr for rank in all_ranks)
 
 
-def test_all_ranks_leave_their_stacks_when_one_holds_its_interpreter_lock(start: Start) -> None:
-    ranks = start(join_the_others, hold_the_interpreter)
-    assert [rank.exit_code() for rank in ranks] == [71, 71]
-    assert "in hold_the_interpreter" in ranks[1].stacks
+def test_all_ranks_leave_their_stacks_when_one_holds_its_interpreter_lock(ranks: Start) -> None:
+    all_ranks = ranks(join_the_others, hold_the_interpreter)
+    assert [rank.exit_code() for rank in all_ranks] == [71, 71]
+    assert "in hold_the_interpreter" in all_ranks[1].stacks
 
 
 @pytest.mark.parametrize("end", [leave_early, be_killed], ids=["exits with code 0", "is killed"])
-def test_rank_that_is_gone_ends_the_others_at_once_without_the_watchdog(end: Work, start: Start) -> None:
-    staying, gone = start(join_the_others, end)
+def test_rank_that_is_gone_ends_the_others_at_once_without_the_watchdog(end: Work, ranks: Start) -> None:
+    staying, gone = ranks(join_the_others, end)
     assert gone.exit_code() in (0, -signal.SIGKILL)
     assert staying.exit_code() == 71
     assert "sft: lost another rank: " in staying.stderr
@@ -220,9 +159,53 @@ def test_rank_that_is_gone_ends_the_others_at_once_without_the_watchdog(end: Wor
 
 
 def test_rank_that_lost_another_and_hangs_while_it_tears_down_leaves_all_the_same(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    ranks: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog_module, "LEAVING_S", LIMIT_S / 2)
-    staying, _ = start(join_the_others, leave_early, tear_down=partial(ctypes.PyDLL(None).sleep, FOR_EVER_S))
+    staying, _ = ranks(join_the_others, leave_early, tear_down=partial(ctypes.PyDLL(None).sleep, FOR_EVER_S))
     assert staying.exit_code() == 71
     assert "sft: lost another rank: " in staying.stderr
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture
+def run(start: Start, tiny_config: MakeConfig, tmp_path: Path) -> Callable[[Callable[[int], object]], list[Rank]]:
+    """Starts a run of two ranks of which the second one does something whenever it gets its batches of a step."""
+    config = tiny_config(out=str(tmp_path / "run"), hang_timeout_s=LIMIT_S, first_step_timeout_s=TOO_LATE_S)
+    original = loop.shared_batches
+
+    def live(disturb: Callable[[int], object], world: World, folder: Path) -> None:
+        steps = itertools.count(1)
+
+        def disturbed(*arguments: Any, **more: Any) -> Iterator[Any]:
+            disturb(next(steps))
+            yield from original(*arguments, **more)
+
+        loop.shared_batches = disturbed if world.rank == 1 else original
+        loop.train(config, world=world, environ={}, meeting_place=f"file://{folder}/meeting")
+
+    return lambda disturb: start(partial(live, disturb), partial(live, disturb))
+
+
+def test_run_with_a_loader_that_hangs_on_one_rank_ends_with_71_everywhere(run: Any) -> None:
+    all_ranks = run(lambda step: step < 4 or threading.Event().wait())
+    assert [rank.exit_code() for rank in all_ranks] == [71, 71]
+    assert ["in disturbed" in rank.stacks for rank in all_ranks] == [False, True]
+    assert all("in train_step" in rank.stacks and "in step 4 (step)" in rank.stacks for rank in all_ranks)
+
+
+def test_run_with_a_rank_that_was_stopped_ends_with_71_and_names_it(run: Any) -> None:
+    waiting, _ = run(lambda step: step < 4 or os.kill(os.getpid(), signal.SIGSTOP))
+    assert waiting.exit_code() == 71
+    assert "no stacks from rank 1: look there first" in waiting.stderr
+
+
+def test_run_with_a_slow_rank_names_it_and_goes_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_ranks.SlowRanks.__init__, "__defaults__", (2,))
+    all_ranks = run(lambda _: threading.Event().wait(0.2))
+    assert [rank.exit_code() for rank in all_ranks] == [0, 0]
+    assert all_ranks[0].stderr.count("rank 1 on") == 1
+    assert "times as long as the median rank" in all_ranks[0].stderr
+    assert "median rank" not in all_ranks[1].stderr
