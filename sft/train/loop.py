@@ -178,6 +178,7 @@ def evaluate(run: Run) -> None:
         run.beat("eval")
         run.stop.in_agreement(run.peers)
 
+    run.beat("eval")
     try:
         losses = held_out_loss(
             run.engine.measure,
