@@ -361,6 +361,12 @@ class TrainConfig:
     """Seconds to wait for the other processes of the run, at its start and in every exchange."""
     stop_margin_s: float = 300.0
     """Seconds before the job's end (SLURM_JOB_END_TIME) at which to save and stop."""
+    hang_timeout_s: float = 120.0
+    """Seconds without progress (or 5 median steps, if longer) after which a process leaves its stacks; 0 is never.
+
+    After twice that it ends with code 71."""
+    first_step_timeout_s: float = 1800.0
+    """The same for the first step and for loading, measuring and saving; 0 is never."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
 
@@ -368,6 +374,7 @@ class TrainConfig:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
         yield from _at_least(self, 1, *counts, "fp16_scale_window")
         yield from _at_least(self, 0, "eval_every_steps", "stop_margin_s", "keep_best", "keep_every_steps")
+        yield from _at_least(self, 0, "hang_timeout_s", "first_step_timeout_s")
         yield from _above_zero(self, "epochs", "peer_timeout_s")
         if self.fsdp_shard_size is not None:
             yield from _at_least(self, 1, "fsdp_shard_size")

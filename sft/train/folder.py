@@ -17,6 +17,7 @@ from sft.train.ledger import LEDGER
 from sft.train.peers import Peers
 from sft.train.stop import STOP_FILE
 from sft.train.track import STEP, read_records
+from sft.train.watchdog import STACKS
 
 RUN_FILE, CONFIG_FILE, METRICS_FILE, LOCK_FILE = "run.json", "config.yaml", "metrics.jsonl", ".lock"
 SCHEMA_VERSION = 1
@@ -114,7 +115,7 @@ def _refuse_foreign(path: Path) -> None:
     if not path.is_dir():
         raise ConfigError("holds something else: it is a file", on=path, hint="name another out")
     # What a process that was killed right after its start may leave.
-    ours = {"checkpoints", STOP_FILE}
+    ours = {"checkpoints", STACKS, STOP_FILE}
     names = sorted(item.name for item in path.iterdir() if not item.name.startswith(".") and item.name not in ours)
     if names:
         raise ConfigError(f"holds something else: {', '.join(names[:5])}", on=path, hint="name another out")

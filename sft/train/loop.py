@@ -22,14 +22,17 @@ from sft.train.engine.base import EMPTY_STEP
 from sft.train.folder import RunFolder
 from sft.train.health import require_numbers
 from sft.train.inputs import read_inputs
+from sft.train.patience import STEP
 from sft.train.peers import connected
 from sft.train.run import Run, start, versions
 from sft.train.save import WRITTEN
 from sft.train.saving import publish_if_possible, save, save_if_possible
 from sft.train.schedule import learning_rate
 from sft.train.share import num_rounds, shared_batches
+from sft.train.slow_ranks import own_seconds
 from sft.train.stop import Clock, Stop, job_deadline
 from sft.train.validate import ALL, held_out_loss
+from sft.train.watchdog import Watchdog
 from sft.train.world import World, choose_device
 
 SHORTEST_STEP_S = 1e-9
@@ -56,13 +59,14 @@ def train(
         stop.listening(),
         connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as peers,
         RunFolder.hold(Path(config.out), peers) as folder,
+        Watchdog(folder.path, world, config) as watchdog,
     ):
         inputs = read_inputs(config, folder, peers)
         if inputs.is_finished:
             if peers.is_first:
                 print(f"{folder.path}: finished already, the model is in {inputs.checkpoint}")
             return
-        with start(config, inputs, folder, peers, device, stop, clock) as run:
+        with start(config, inputs, folder, peers, device, stop, clock, watchdog) as run:
             run_to_end(run)
 
 
@@ -93,17 +97,17 @@ def train_step(run: Run) -> str:
     """Take one optimizer step; returns a remark on how it went."""
     started_s, order, counts = run.clock(), run.inputs.order, run.counts
     packs = order.batch(counts.num_steps)
+    run.beat(STEP)
     lr = learning_rate(counts.num_steps, order.num_steps, run.config.optimizer)
     num_supervised = int(run.inputs.split.num_supervised_N[packs].sum())
     if num_supervised:
         forward_backward(run, packs, num_supervised)
-        run.own_step_s = run.clock() - started_s  # from here on the fast wait for the slow
         run.saver.before_update()
         result = run.engine.step(lr)
     else:
         run.warn("its packs hold no supervised token, the weights stay as they are")
         result = EMPTY_STEP
-    step_s = max(run.clock() - started_s, SHORTEST_STEP_S)
+    run.step_s = step_s = max(run.clock() - started_s, SHORTEST_STEP_S)
     num_tokens = int(run.inputs.num_tokens_N[packs].sum()) if num_supervised else 0
     counts.add(result, num_tokens, num_supervised)
     run.eval_loss = None
@@ -135,7 +139,8 @@ def forward_backward(run: Run, packs: Sequence[int], num_supervised: int) -> Non
     config, split = run.config, run.inputs.split
     last = num_rounds(len(packs), config.micro_batch_packs, run.peers) - 1
     batches = shared_batches(split, packs, config.micro_batch_packs, run.peers, run.cost_per_token)
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(run.pace.loading(batches)):
+        run.beat(STEP)
         _require_mask(batch, split, run.config.shards)
         run.engine.forward_backward(batch, num_supervised, is_last=number == last)
         run.consumed += batch.packs
@@ -148,7 +153,7 @@ def settle(run: Run) -> None:
     """
     room = -(-run.config.batch_packs // run.peers.size)
     used = [*run.consumed, *[NO_PACK] * (room - len(run.consumed))]
-    state = (run.counts.num_steps, run.stop.reason() is not None, run.saver.status, run.own_step_s)
+    state = (run.counts.num_steps, run.stop.reason() is not None, run.saver.status, *run.pace.take())
     told = run.peers.gather([*state, *used])
     _require_same_step(told[:, 0])
     run.is_stop_agreed = bool(told[:, 1].any())
@@ -156,6 +161,9 @@ def settle(run: Run) -> None:
     if packs:
         run.ledger.add(run.counts.num_steps, packs)
     run.consumed = ()
+    if run.peers.size > 1 and run.step_s:
+        for line in run.slow_ranks.add(own_seconds(run.step_s, told[:, 3], told[:, 4])):
+            run.warn(line)
     if (told[:, 2] == WRITTEN).all():
         publish_if_possible(run)
 
@@ -165,6 +173,12 @@ def evaluate(run: Run) -> None:
     valid = run.inputs.valid
     if valid is None:
         return
+
+    def advance(_: Batch) -> None:
+        run.beat("eval")
+        run.stop.in_agreement(run.peers)
+
+    run.beat("eval")
     try:
         losses = held_out_loss(
             run.engine.measure,
@@ -173,7 +187,7 @@ def evaluate(run: Run) -> None:
             max_packs=run.config.eval_max_packs,
             micro_batch_packs=run.config.micro_batch_packs,
             peers=run.peers,
-            advance=lambda _: run.stop.in_agreement(run.peers),
+            advance=advance,
         )
     except StopRequested:
         run.is_stop_agreed = True  # the loop saves first

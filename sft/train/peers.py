@@ -16,10 +16,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from sft.errors import ConfigError, PeerError, SftError
+from sft.train.leave import ended_after
+from sft.train.peer_errors import as_peer_errors as as_peer_errors
 from sft.train.world import World
 
-_BROKEN = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "socket")
-"""How messages of a broken connection read."""
+LONGEST_MEETING_TIMEOUTS = 3.0
+"""Meeting takes three steps that keep the limit, but one without end where a stranger listens at the port."""
 
 
 class Peers:
@@ -107,48 +109,26 @@ def connected(world: World, device: torch.device, *, timeout_s: float, init_meth
         )
     timeout = timedelta(seconds=timeout_s)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if init_method == "env://" else init_method
+    what = f"process {world.rank} of {world.size} found not all others there"
+    hint = "did all of them start, with the same number of processes? is the port free?"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            init_method=init_method,
-            rank=world.rank,
-            world_size=world.size,
-            timeout=timeout,
-        )
-        group = dist.new_group(backend="gloo", timeout=timeout)
+        with ended_after(LONGEST_MEETING_TIMEOUTS * timeout_s, PeerError(what, on=place, hint=hint)):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                init_method=init_method,
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timeout,
+            )
+            group = dist.new_group(backend="gloo", timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
-        raise PeerError(
-            f"process {world.rank} of {world.size} found not all others there: {error}",
-            on=place,
-            hint="did all of them start, with the same number of processes? is the port free?",
-        ) from error
+        raise PeerError(f"{what}: {error}", on=place, hint=hint) from error
     try:
         yield Peers(world, group)
     except PeerError:
         raise  # who has lost a peer must not wait for it once more by saying good-bye
     else:
         dist.destroy_process_group()
-
-
-@contextmanager
-def as_peer_errors() -> Iterator[None]:
-    """Errors of a connection that broke become PeerErrors.
-
-    Raises: PeerError.
-    """
-    try:
-        yield
-    except (RuntimeError, dist.DistError) as error:
-        if isinstance(error, dist.DistError) or _is_broken_connection(error):
-            raise PeerError(
-                f"lost another process of the run: {error}", hint="the log of the one that failed first says why"
-            ) from error
-        raise
-
-
-def _is_broken_connection(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return any(sign in text for sign in _BROKEN)
 
 
 def _text(on: Any) -> str | None:

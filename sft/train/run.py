@@ -26,12 +26,16 @@ from sft.train.folder import RunFolder
 from sft.train.health import Counts
 from sft.train.inputs import Inputs
 from sft.train.ledger import Ledger
+from sft.train.pace import Pace
+from sft.train.patience import STEP
 from sft.train.peers import Peers
 from sft.train.pieces import StoredPieces
 from sft.train.random_state import random_state, restore_random_state
 from sft.train.save import Saver
+from sft.train.slow_ranks import SlowRanks
 from sft.train.stop import Clock, Stop
 from sft.train.track import Tracker
+from sft.train.watchdog import Watchdog
 from sft.train.weights import StartingWeights, starting_shape
 from sft.version import VERSION
 
@@ -53,6 +57,9 @@ class Run:
     stop: Stop
     counts: Counts
     clock: Clock
+    watchdog: Watchdog
+    pace: Pace
+    slow_ranks: SlowRanks
     saved_step: int
     """Step of the newest checkpoint, 0 if there is none."""
     saving_step: int = 0
@@ -64,8 +71,8 @@ class Run:
     """True once any process has a reason to stop."""
     consumed: tuple[int, ...] = ()
     """Packs that this process has computed in the last step."""
-    own_step_s: float = 0.0
-    """How long its forward and backward passes took then."""
+    step_s: float = 0.0
+    """How long the last step took."""
     eval_loss: float | None = None
     """Held-out loss of the last step, if it was measured."""
 
@@ -93,6 +100,10 @@ class Run:
     def is_due(self, every_steps: int) -> bool:
         """True after every `every_steps` steps and after the last one; 0 is never."""
         return every_steps > 0 and (self.counts.num_steps % every_steps == 0 or self.is_finished)
+
+    def beat(self, phase: str) -> None:
+        """Tell the watchdog that this process lives, and what it does."""
+        self.watchdog.beat(phase, self.counts.num_steps + (phase == STEP))
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
@@ -145,6 +156,7 @@ def start(
     device: torch.device,
     stop: Stop,
     clock: Clock,
+    watchdog: Watchdog,
 ) -> Iterator[Run]:
     """The run with its weights loaded and its metrics open."""
     torch.manual_seed(config.seed)
@@ -157,13 +169,30 @@ def start(
     elif inputs.records:
         log.warning("%s: ended before its first checkpoint, starting from step 0 again", folder.path)
     counts = replace(state.counts) if state else Counts()
+    pace, slow_ranks = Pace(device, clock), SlowRanks(peers.gather_json(platform.node()))
     saver = Saver(folder.checkpoints, peers, engine.model.config)
     with ExitStack() as opened:
         with peers.together():
             tracker, ledger = _records(config, inputs, folder) if peers.is_first else (track.Tracker([], 0), Ledger())
         opened.callback(tracker.close)
         opened.callback(saver.wait)
-        yield Run(config, folder, inputs, peers, engine, saver, tracker, ledger, stop, counts, clock, saved_step=step)
+        yield Run(
+            config,
+            folder,
+            inputs,
+            peers,
+            engine,
+            saver,
+            tracker,
+            ledger,
+            stop,
+            counts,
+            clock,
+            watchdog,
+            pace,
+            slow_ranks,
+            saved_step=step,
+        )
 
 
 def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tracker, Ledger]:

@@ -59,6 +59,7 @@ def begin(run: Run) -> None:
         publish_if_possible(run)
     if run.saved_step == step:
         return
+    run.beat("save")
     run.saving_step, run.save_started_s = step, run.clock()
     run.tracker.sync()  # before a checkpoint can say that these records exist
     run.ledger.sync()
@@ -67,6 +68,7 @@ def begin(run: Run) -> None:
 
 def publish(run: Run) -> None:
     """Wait for the save in progress, give it its final name and retire old ones."""
+    run.beat("save")
     run.saver.wait()
     step = run.saver.publish()
     run.saved_step, run.num_failed_saves = step, 0

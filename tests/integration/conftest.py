@@ -1,10 +1,12 @@
-"""Tokenizer files for tests that drive whole commands."""
+"""Tokenizer files for tests that drive whole commands, and processes for those that lose them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sft.chat.tokenizer import train_tokenizer
+from tests.lives import Start, starter
 
 TEXTS = ["Name the number after it, which follows: carry out the instruction.", "0 1 2 3 4 5 6 7 8 9 10"]
 
@@ -23,3 +25,10 @@ def other_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("other") / "tokenizer.json"
     path.write_text(train_tokenizer(["abracadabra " * 9, "hocus pocus"], 400).json, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts one rank per life, as tests/lives.py says."""
+    with starter(tmp_path) as start:
+        yield start

@@ -1,0 +1,43 @@
+"""How long a process may go without a sign of life before it counts as stuck."""
+
+import math
+from collections import deque
+from statistics import median
+
+from sft.config import TrainConfig
+
+STEP = "step"
+"""The one phase with a short limit; all others, such as loading and saving, may take long."""
+NUM_STEPS_REMEMBERED = 50
+NUM_MEDIANS = 5.0
+
+
+class Patience:
+    """Learns from the steps done how long the next sign of life may take."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._short_s = config.hang_timeout_s or math.inf
+        self._long_s = config.first_step_timeout_s or math.inf
+        self._steps_s: deque[float] = deque(maxlen=NUM_STEPS_REMEMBERED)
+        self._begun_s = self._heard_s = 0.0
+        self.phase, self.step = "start", 0
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds without a sign of life that are still normal; infinity if nobody wants to know."""
+        if self.phase != STEP or not self._steps_s:
+            return self._long_s
+        return max(self._short_s, NUM_MEDIANS * median(self._steps_s))
+
+    def beat(self, phase: str, step: int, now_s: float) -> None:
+        """Take a sign of life; the first one that names another phase or step ends the one before."""
+        self._heard_s = now_s
+        if (phase, step) == (self.phase, self.step):
+            return
+        if self.phase == STEP:
+            self._steps_s.append(now_s - self._begun_s)
+        self.phase, self.step, self._begun_s = phase, step, now_s
+
+    def silent_s(self, now_s: float) -> float:
+        """Seconds since the last sign of life."""
+        return now_s - self._heard_s
