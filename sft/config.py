@@ -357,6 +357,12 @@ class TrainConfig:
     """Packed validation sequences per measurement while training."""
     max_bad_steps: int = 3
     """Consecutive non-finite steps (fp16: at the smallest loss scale) that end the run with code 70."""
+    max_loss: float | None = None
+    """A step's loss above this ends the run with code 70 before it can be saved; null sets no limit."""
+    spike_window: int = 128
+    """Steps whose losses a new loss is compared with; 0 looks for no spikes."""
+    spike_sigmas: float = 6.0
+    """A loss this many standard deviations above their mean, and half above it, is recorded as a spike."""
     peer_timeout_s: float = 1800.0
     """Seconds to wait for the other processes of the run, at its start and in every exchange."""
     stop_margin_s: float = 300.0
@@ -367,8 +373,12 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
         yield from _at_least(self, 1, *counts, "fp16_scale_window")
-        yield from _at_least(self, 0, "eval_every_steps", "stop_margin_s", "keep_best", "keep_every_steps")
-        yield from _above_zero(self, "epochs", "peer_timeout_s")
+        yield from _at_least(
+            self, 0, "eval_every_steps", "stop_margin_s", "keep_best", "keep_every_steps", "spike_window"
+        )
+        yield from _above_zero(
+            self, "epochs", "peer_timeout_s", "spike_sigmas", *(() if self.max_loss is None else ("max_loss",))
+        )
         if self.fsdp_shard_size is not None:
             yield from _at_least(self, 1, "fsdp_shard_size")
         if self.batch_packs % max(1, self.micro_batch_packs):

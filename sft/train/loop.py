@@ -20,7 +20,7 @@ from sft.progress import progress
 from sft.train import track
 from sft.train.engine.base import EMPTY_STEP
 from sft.train.folder import RunFolder
-from sft.train.health import require_numbers
+from sft.train.health import skip_reason, summary
 from sft.train.inputs import read_inputs
 from sft.train.peers import connected
 from sft.train.run import Run, start, versions
@@ -30,6 +30,7 @@ from sft.train.schedule import learning_rate
 from sft.train.share import num_rounds, shared_batches
 from sft.train.stop import Clock, Stop, job_deadline
 from sft.train.validate import ALL, held_out_loss
+from sft.train.watch import watch
 from sft.train.world import World, choose_device
 
 SHORTEST_STEP_S = 1e-9
@@ -87,6 +88,8 @@ def run_to_end(run: Run) -> None:
             advance(1, remark)
     checkpoint = save(run)
     run.say(f"trained {num_steps} steps; the model is in {checkpoint}, the metrics in {run.folder.metrics}")
+    if remarks := summary(run.counts):
+        run.say(f"on the way: {remarks}")
 
 
 def train_step(run: Run) -> str:
@@ -121,9 +124,10 @@ def train_step(run: Run) -> str:
         tokens_per_s=num_tokens / step_s,
         step_s=step_s,
         epoch=run.epoch,
-        **({"packs": packs} if result.is_skipped else {}),
+        **({"packs": packs, "reason": skip_reason(result)} if result.is_skipped else {}),
     )
-    require_numbers(counts, result, packs, run.config.max_bad_steps)
+    if num_supervised:
+        watch(run, packs, result, loss)
     return f"loss {loss:.3f} · {num_tokens / step_s:,.0f} tok/s"
 
 

@@ -16,6 +16,7 @@ from sft.storage.publish import write_text
 
 Record = dict[str, Any]
 STEP, EVAL, SAVE, START, STOP = "step", "eval", "save", "start", "stop"
+SCALE, SPIKE = "scale", "spike"
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,11 @@ class Tracker:
     """Sends every record, marked with the number of this attempt, to all sinks."""
 
     def __init__(self, sinks: Sequence[Sink], attempt: int) -> None:
-        self._sinks, self._attempt = sinks, attempt
+        self._sinks, self.attempt = sinks, attempt
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Report something about the run after `step` optimizer steps; numbers that are not finite become text."""
-        record = _as_json({"kind": kind, "step": step, "attempt": self._attempt, **values})
+        record = as_json({"kind": kind, "step": step, "attempt": self.attempt, **values})
         for sink in self._sinks:
             sink.write(record)
 
@@ -163,13 +164,14 @@ def open_tracker(config: TrainConfig, path: Path, records: Sequence[Record], run
     return Tracker(sinks, attempt)
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """The value with numbers that are not finite as text, which JSON has no other way to write."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
     return value
 
 
