@@ -300,7 +300,7 @@ class WandbConfig:
     project: str = "sft"
     """Project to log to."""
     mode: Literal["online", "offline"] = "offline"
-    """`offline` writes files for a later `wandb sync`."""
+    """`offline` writes files for a later `wandb sync`; so does `online` where the server cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -369,6 +369,8 @@ class TrainConfig:
     """Seconds before the job's end (SLURM_JOB_END_TIME) at which to save and stop."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run folder (needs the extra `tensorboard`)."""
 
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")

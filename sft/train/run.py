@@ -173,7 +173,7 @@ def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tr
     ledger = Ledger(folder.ledger, step)
     if inputs.state and ledger.digest != inputs.state.ledger:
         log.warning("%s is not the ledger that %s was saved with", folder.ledger, inputs.checkpoint)
-    return track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id), ledger
+    return track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id, step=step), ledger
 
 
 def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch.device) -> Engine:
