@@ -371,16 +371,19 @@ class TrainConfig:
     """Weights & Biases."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run folder (needs the extra `tensorboard`)."""
+    profile_steps: int = 0
+    """Steps whose time to record in detail into the run folder's profile/; it slows them down. 0 records none."""
+    profile_start_step: int = 10
+    """First step to record, counted from 1; the very first ones are not typical."""
 
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
-        yield from _at_least(self, 1, *counts, "fp16_scale_window")
-        yield from _at_least(
-            self, 0, "eval_every_steps", "stop_margin_s", "keep_best", "keep_every_steps", "spike_window"
-        )
-        yield from _above_zero(
-            self, "epochs", "peer_timeout_s", "spike_sigmas", *(() if self.max_loss is None else ("max_loss",))
-        )
+        yield from _at_least(self, 1, *counts, "fp16_scale_window", "profile_start_step")
+        switches = ("eval_every_steps", "keep_best", "keep_every_steps", "spike_window", "profile_steps")
+        yield from _at_least(self, 0, *switches, "stop_margin_s")
+        yield from _above_zero(self, "epochs", "peer_timeout_s", "spike_sigmas")
+        if self.max_loss is not None:
+            yield from _above_zero(self, "max_loss")
         if self.fsdp_shard_size is not None:
             yield from _at_least(self, 1, "fsdp_shard_size")
         if self.batch_packs % max(1, self.micro_batch_packs):

@@ -79,7 +79,8 @@ def run_to_end(run: Run) -> None:
     with progress("training", num_steps, unit="steps", start=run.counts.num_steps, shown=run.peers.is_first) as advance:
         while not run.is_finished:
             stop_if_asked(run)
-            remark = train_step(run)
+            with run.profiler.step(run.counts.num_steps + 1):
+                remark = train_step(run)
             settle(run)
             if run.is_due(run.config.eval_every_steps):
                 evaluate(run)

@@ -28,6 +28,7 @@ from sft.train.inputs import Inputs
 from sft.train.ledger import Ledger
 from sft.train.peers import Peers
 from sft.train.pieces import StoredPieces
+from sft.train.profile import StepProfiler
 from sft.train.random_state import random_state, restore_random_state
 from sft.train.save import Saver
 from sft.train.stop import Clock, Stop
@@ -53,6 +54,7 @@ class Run:
     stop: Stop
     counts: Counts
     clock: Clock
+    profiler: StepProfiler
     saved_step: int
     """Step of the newest checkpoint, 0 if there is none."""
     saving_step: int = 0
@@ -163,7 +165,23 @@ def start(
             tracker, ledger = _records(config, inputs, folder) if peers.is_first else (track.Tracker([], 0), Ledger())
         opened.callback(tracker.close)
         opened.callback(saver.wait)
-        yield Run(config, folder, inputs, peers, engine, saver, tracker, ledger, stop, counts, clock, saved_step=step)
+        profiler = StepProfiler(folder.path, peers.rank, config.profile_start_step, config.profile_steps)
+        opened.callback(profiler.close)
+        yield Run(
+            config,
+            folder,
+            inputs,
+            peers,
+            engine,
+            saver,
+            tracker,
+            ledger,
+            stop,
+            counts,
+            clock,
+            profiler,
+            saved_step=step,
+        )
 
 
 def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tracker, Ledger]:

@@ -98,6 +98,8 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (TRAIN, {"eval_max_packs": 0}, "eval_max_packs"),
     (TRAIN, {"max_bad_steps": 0}, "max_bad_steps"),
     (TRAIN, {"max_loss": 0.0}, "max_loss"),
+    (TRAIN, {"profile_steps": -1}, "profile_steps"),
+    (TRAIN, {"profile_start_step": 0}, "profile_start_step"),
     (TRAIN, {"spike_window": -1}, "spike_window"),
     (TRAIN, {"spike_sigmas": 0.0}, "spike_sigmas"),
     (GenerationConfig(), {"max_new_tokens": 0}, "max_new_tokens"),
