@@ -286,6 +286,8 @@ class OptimizerConfig:
         yield from _above_zero(self, "lr", "eps")
         yield from _at_least(self, 0, "weight_decay", "clip_norm", "warmup_steps")
         yield from _share(self, "min_lr_ratio")
+        if self.min_lr_ratio and self.schedule == "constant":
+            yield f"min_lr_ratio={self.min_lr_ratio}: a constant schedule never falls; leave it out"
         for beta in self.betas:
             if not 0 <= beta < 1:
                 yield f"betas={self.betas}: expected values from 0 up to 1"

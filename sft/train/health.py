@@ -126,7 +126,7 @@ def skip_reason(result: StepResult) -> str:
     if not math.isfinite(result.loss_sum):
         return f"loss is {result.loss_sum}"
     if result.scale > SMALLEST_SCALE:
-        return f"gradient overflows at loss scale {result.scale:g}"
+        return f"gradient overflows at loss scale {result.scale:.0f}"
     return f"gradient norm is {result.grad_norm}"
 
 
@@ -172,8 +172,8 @@ def _remarks(counts: Counts) -> Iterator[str]:
         yield f"{_many(counts.num_empty_steps, 'step')} without a supervised token"
     if counts.num_scale_cuts or counts.num_scale_raises:
         yield (
-            f"loss scale {counts.scale:g}: cut {_many(counts.num_scale_cuts, 'time')}, "
-            f"raised {_many(counts.num_scale_raises, 'time')}, smallest {counts.smallest_scale:g}"
+            f"loss scale {counts.scale:.0f}: cut {_many(counts.num_scale_cuts, 'time')}, "
+            f"raised {_many(counts.num_scale_raises, 'time')}, smallest {counts.smallest_scale:.0f}"
         )
     if counts.num_spikes:
         yield _many(counts.num_spikes, "loss spike")

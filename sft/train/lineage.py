@@ -70,7 +70,7 @@ def _logged(folder: RunFolder, step: int) -> str:
 
 
 _EVENTS = {
-    SCALE: "loss scale {new:g}, was {old:g} at the step before: {reason}",
+    SCALE: "loss scale {new:.0f}, was {old:.0f} at the step before: {reason}",
     SPIKE: "a loss spike begins here: recent mean {mean:.4g}, limit {limit:.4g}",
 }
 

@@ -87,6 +87,7 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (OptimizerConfig(), {"clip_norm": -1.0}, "clip_norm"),
     (OptimizerConfig(), {"warmup_steps": -1}, "warmup_steps"),
     (OptimizerConfig(), {"min_lr_ratio": -0.1}, "min_lr_ratio"),
+    (OptimizerConfig(), {"min_lr_ratio": 0.1, "schedule": "constant"}, "min_lr_ratio"),
     (TRAIN, {"batch_packs": 0}, "batch_packs"),
     (TRAIN, {"micro_batch_packs": 0}, "micro_batch_packs"),
     (TRAIN, {"micro_batch_packs": 3}, "batch_packs"),

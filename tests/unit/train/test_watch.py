@@ -22,6 +22,7 @@ from sft.train.engine.base import StepResult
 from sft.train.engine.torch import TorchEngine
 from sft.train.lineage import show_step
 from sft.train.loop import train
+from sft.train.schedule import learning_rate
 from sft.train.track import Record, read_records
 
 MakeConfig = Callable[..., TrainConfig]
@@ -111,6 +112,30 @@ def test_every_change_of_the_loss_scale_is_recorded_and_an_overflow_is_no_bad_st
     assert "loss scale 32: cut 2 times, raised 1 time, smallest 16" in capsys.readouterr().out
     assert not (Path(config.out) / "bad_steps").exists()
     assert "loss scale 32, was 64 at the step before: overflow" in shown(config, 3)
+
+
+def test_fp16_comes_down_from_a_loss_scale_that_is_too_high_and_tells_every_step_of_it(tiny_config: MakeConfig) -> None:
+    config = tiny_config(precision="fp16", fp16_initial_scale_power=24, max_steps=4)
+    train(config)
+    steps, changes = records(config, "step"), records(config, "scale")
+    assert [step["scale"] for step in steps] == [2.0**power for power in (24, 23, 22, 21)]
+    assert steps[0]["reason"] == "gradient overflows at loss scale 16777216"
+    assert [(change["step"], change["old"], change["new"]) for change in changes] == [
+        (step, 2.0 ** (26 - step), 2.0 ** (25 - step)) for step in (2, 3, 4)
+    ]
+    assert all(math.isfinite(step["loss"]) and step["grad_norm"] in ("inf", "nan") for step in steps)
+    assert counts(config)["num_skipped_steps"] == 4
+
+
+def test_rate_after_a_resume_is_that_of_the_step(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(max_bad_steps=1)
+    with monkeypatch.context() as patch:
+        change_results(patch, {7: STEEP})
+        with pytest.raises(NumericsError):
+            train(config)
+    train(config)
+    told = {record["step"]: record["lr"] for record in records(config, "step") if "superseded" not in record}
+    assert told == {step: learning_rate(step - 1, 12, config.optimizer) for step in range(1, 13)}
 
 
 def test_a_spike_is_recorded_with_its_packs_and_warned_about_once(
