@@ -141,7 +141,7 @@ def fail(_):
     logging.getLogger("sft").warning("refused %s", sys.argv[1])
     print("said", sys.argv[1])
     raise {error}
-cli._demo = fail
+cli.commands.run_demo = fail
 sys.exit(cli.main(["demo"]))
 """
 
