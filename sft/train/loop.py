@@ -22,6 +22,7 @@ from sft.train.engine.base import EMPTY_STEP
 from sft.train.folder import RunFolder
 from sft.train.health import skip_reason, summary
 from sft.train.inputs import read_inputs
+from sft.train.judge import judge
 from sft.train.peers import connected
 from sft.train.run import Run, start, versions
 from sft.train.save import WRITTEN
@@ -30,7 +31,6 @@ from sft.train.schedule import learning_rate
 from sft.train.share import num_rounds, shared_batches
 from sft.train.stop import Clock, Stop, job_deadline
 from sft.train.validate import ALL, held_out_loss
-from sft.train.watch import watch
 from sft.train.world import World, choose_device
 
 SHORTEST_STEP_S = 1e-9
@@ -128,7 +128,7 @@ def train_step(run: Run) -> str:
         **({"packs": packs, "reason": skip_reason(result)} if result.is_skipped else {}),
     )
     if num_supervised:
-        watch(run, packs, result, loss)
+        judge(run, packs, result, loss)
     return f"loss {loss:.3f} · {num_tokens / step_s:,.0f} tok/s"
 
 

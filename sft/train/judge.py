@@ -14,7 +14,7 @@ from sft.train.run import Run
 log = logging.getLogger(__name__)
 
 
-def watch(run: Run, packs: Sequence[int], result: StepResult, loss: float) -> None:
+def judge(run: Run, packs: Sequence[int], result: StepResult, loss: float) -> None:
     """Record a changed loss scale, the begin of a loss spike, and the rows of a bad step.
 
     Raises: NumericsError if the run must not go on.
