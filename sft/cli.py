@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -44,6 +45,9 @@ def _run(words: list[str]) -> int:
         if stop.code == TERMINATED:
             print("sft: terminated; nothing half-written is left, and the same command goes on", file=sys.stderr)
         raise
+    except Exception:  # noqa: BLE001 - shown here, where secrets in its text are hidden
+        traceback.print_exc()
+        return SftError.exit_code
     return 0
 
 

@@ -286,6 +286,8 @@ class OptimizerConfig:
         yield from _above_zero(self, "lr", "eps")
         yield from _at_least(self, 0, "weight_decay", "clip_norm", "warmup_steps")
         yield from _share(self, "min_lr_ratio")
+        if self.min_lr_ratio and self.schedule == "constant":
+            yield f"min_lr_ratio={self.min_lr_ratio}: a constant schedule never falls; leave it out"
         for beta in self.betas:
             if not 0 <= beta < 1:
                 yield f"betas={self.betas}: expected values from 0 up to 1"
@@ -300,7 +302,7 @@ class WandbConfig:
     project: str = "sft"
     """Project to log to."""
     mode: Literal["online", "offline"] = "offline"
-    """`offline` writes files for a later `wandb sync`."""
+    """`offline` writes files for a later `wandb sync`; so does `online` where the server cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -357,6 +359,12 @@ class TrainConfig:
     """Packed validation sequences per measurement while training."""
     max_bad_steps: int = 3
     """Consecutive non-finite steps (fp16: at the smallest loss scale) that end the run with code 70."""
+    max_loss: float | None = None
+    """A step's loss above this ends the run with code 70 before it can be saved; null sets no limit."""
+    spike_window: int = 128
+    """Steps whose losses a new loss is compared with; 0 looks for no spikes."""
+    spike_sigmas: float = 6.0
+    """A loss this many standard deviations above their mean, and half above it, is recorded as a spike."""
     peer_timeout_s: float = 1800.0
     """Seconds to wait for the other processes of the run, at its start and in every exchange."""
     stop_margin_s: float = 300.0
@@ -369,13 +377,21 @@ class TrainConfig:
     """The same for the first step and for loading, measuring and saving; 0 is never."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run folder (needs the extra `tensorboard`)."""
+    profile_steps: int = 0
+    """Steps whose time to record in detail into the run folder's profile/; it slows them down. 0 records none."""
+    profile_start_step: int = 10
+    """First step to record, counted from 1; the very first ones are not typical."""
 
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
-        yield from _at_least(self, 1, *counts, "fp16_scale_window")
-        yield from _at_least(self, 0, "eval_every_steps", "stop_margin_s", "keep_best", "keep_every_steps")
-        yield from _at_least(self, 0, "hang_timeout_s", "first_step_timeout_s")
-        yield from _above_zero(self, "epochs", "peer_timeout_s")
+        yield from _at_least(self, 1, *counts, "fp16_scale_window", "profile_start_step")
+        switches = ("eval_every_steps", "keep_best", "keep_every_steps", "spike_window", "profile_steps")
+        yield from _at_least(self, 0, *switches, "stop_margin_s", "hang_timeout_s", "first_step_timeout_s")
+        yield from _above_zero(self, "epochs", "peer_timeout_s", "spike_sigmas")
+        if self.max_loss is not None:
+            yield from _above_zero(self, "max_loss")
         if self.fsdp_shard_size is not None:
             yield from _at_least(self, 1, "fsdp_shard_size")
         if self.batch_packs % max(1, self.micro_batch_packs):

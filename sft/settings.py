@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.errors import ConfigError
+from sft.redact import refuse_secrets
 
 T = TypeVar("T")
 Values = Mapping[str, Any]
@@ -54,6 +55,7 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Loaded[T]:
 
     Raises: ConfigError listing every unknown key, wrong type, missing value and contradiction.
     """
+    refuse_secrets((layer.origin, layer.values) for layer in layers)
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -237,11 +239,10 @@ def _scalar(hint: Any, origin: Any, arguments: tuple[Any, ...], value: Any) -> A
 
 
 def _number(hint: Any, value: Any) -> Any:
-    if hint is bool and isinstance(value, bool):
+    is_bool = isinstance(value, bool)
+    if (hint is bool and is_bool) or (hint is int and isinstance(value, int) and not is_bool):
         return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not is_bool:
         try:
             return float(value)
         except OverflowError as error:

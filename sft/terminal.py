@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 
+from sft.redact import environment_secrets, redact
+
 TERMINATED = 128 + signal.SIGTERM
 
 
 class _Outlet:
-    """A text stream that falls silent when its reader has gone, so that a closed pipe never stops the work."""
+    """A text stream that shows no secret and falls silent when its reader has gone, instead of stopping the work."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._secrets = stream, environment_secrets(os.environ)
         # A terminal without Unicode shows an escape instead of ending the command.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -22,10 +24,10 @@ class _Outlet:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            self._stream.write(redact(text, self._secrets))
         except BrokenPipeError:
             self._fall_silent()
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """From an optimizer step of a run to the raw rows that it trained on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +13,10 @@ from sft.data.pack_sample import visible
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
 from sft.settings import load, read_yaml
+from sft.train.bad_steps import bad_step_path, read_bad_step
 from sft.train.folder import CONFIG_FILE, RUN_FILE, RunFolder
 from sft.train.identity import differences, identity
-from sft.train.track import STEP, Record, read_records
+from sft.train.track import SCALE, SPIKE, STEP, Record, read_records
 
 
 def show_step(path: Path, step: int, console: Console, *, full: bool = False) -> None:
@@ -59,16 +61,31 @@ def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
 
 def _logged(folder: RunFolder, step: int) -> str:
     """What metrics.jsonl says about the step."""
-    records = [
-        record
-        for record in read_records(folder.metrics)
-        if record["kind"] == STEP and record["step"] == step and not record.get("superseded")
-    ]
-    return _sentence(records[-1]) if records else "not in metrics.jsonl: the step is still to come"
+    valid = [record for record in read_records(folder.metrics) if not record.get("superseded")]
+    records = {record["kind"]: record for record in valid if record["step"] == step}
+    if STEP not in records:
+        return "not in metrics.jsonl: the step is still to come"
+    events = [_EVENTS[kind].format(**record) for kind, record in records.items() if kind in _EVENTS]
+    return "\n".join([_sentence(records[STEP]), *events, *_bad(folder.path, records[STEP])])
+
+
+_EVENTS = {
+    SCALE: "loss scale {new:.0f}, was {old:.0f} at the step before: {reason}",
+    SPIKE: "a loss spike begins here: recent mean {mean:.4g}, limit {limit:.4g}",
+}
+
+
+def _bad(run: Path, record: Record) -> Iterator[str]:
+    """The verdict in the file about a bad step, unless a later attempt took the step anew."""
+    told = read_bad_step(run, record["step"])
+    if told and told.get("attempt") == record.get("attempt"):
+        ended = ", and the run ended here" if told.get("ended_the_run") else ""
+        yield f"bad step: {told.get('reason')}{ended}; every row is in {bad_step_path(run, record['step'])}"
 
 
 def _sentence(record: Record) -> str:
-    skipped = ", skipped: the weights stayed as they were" if record["skipped"] else ""
+    reason = f" ({record['reason']})" if "reason" in record else ""
+    skipped = f", skipped{reason}: the weights stayed as they were" if record["skipped"] else ""
     counts = f"{record['tokens']:,} tokens, {record['supervised_tokens']:,} with loss"
     loss = record["loss"]  # text if it is no number
     return f"logged: loss {loss if isinstance(loss, str) else round(loss, 4)}, {counts}{skipped}"

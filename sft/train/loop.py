@@ -20,8 +20,9 @@ from sft.progress import progress
 from sft.train import track
 from sft.train.engine.base import EMPTY_STEP
 from sft.train.folder import RunFolder
-from sft.train.health import require_numbers
+from sft.train.health import skip_reason, summary
 from sft.train.inputs import read_inputs
+from sft.train.judge import judge
 from sft.train.patience import STEP
 from sft.train.peers import connected
 from sft.train.run import Run, start, versions
@@ -82,7 +83,8 @@ def run_to_end(run: Run) -> None:
     with progress("training", num_steps, unit="steps", start=run.counts.num_steps, shown=run.peers.is_first) as advance:
         while not run.is_finished:
             stop_if_asked(run)
-            remark = train_step(run)
+            with run.profiler.step(run.counts.num_steps + 1):
+                remark = train_step(run)
             settle(run)
             if run.is_due(run.config.eval_every_steps):
                 evaluate(run)
@@ -91,6 +93,8 @@ def run_to_end(run: Run) -> None:
             advance(1, remark)
     checkpoint = save(run)
     run.say(f"trained {num_steps} steps; the model is in {checkpoint}, the metrics in {run.folder.metrics}")
+    if remarks := summary(run.counts):
+        run.say(f"on the way: {remarks}")
 
 
 def train_step(run: Run) -> str:
@@ -125,9 +129,10 @@ def train_step(run: Run) -> str:
         tokens_per_s=num_tokens / step_s,
         step_s=step_s,
         epoch=run.epoch,
-        **({"packs": packs} if result.is_skipped else {}),
+        **({"packs": packs, "reason": skip_reason(result)} if result.is_skipped else {}),
     )
-    require_numbers(counts, result, packs, run.config.max_bad_steps)
+    if num_supervised:
+        judge(run, packs, result, loss)
     return f"loss {loss:.3f} · {num_tokens / step_s:,.0f} tok/s"
 
 

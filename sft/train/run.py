@@ -30,6 +30,7 @@ from sft.train.pace import Pace
 from sft.train.patience import STEP
 from sft.train.peers import Peers
 from sft.train.pieces import StoredPieces
+from sft.train.profile import StepProfiler
 from sft.train.random_state import random_state, restore_random_state
 from sft.train.save import Saver
 from sft.train.slow_ranks import SlowRanks
@@ -60,6 +61,7 @@ class Run:
     watchdog: Watchdog
     pace: Pace
     slow_ranks: SlowRanks
+    profiler: StepProfiler
     saved_step: int
     """Step of the newest checkpoint, 0 if there is none."""
     saving_step: int = 0
@@ -176,6 +178,8 @@ def start(
             tracker, ledger = _records(config, inputs, folder) if peers.is_first else (track.Tracker([], 0), Ledger())
         opened.callback(tracker.close)
         opened.callback(saver.wait)
+        profiler = StepProfiler(folder.path, peers.rank, config.profile_start_step, config.profile_steps)
+        opened.callback(profiler.close)
         yield Run(
             config,
             folder,
@@ -191,6 +195,7 @@ def start(
             watchdog,
             pace,
             slow_ranks,
+            profiler,
             saved_step=step,
         )
 
@@ -202,7 +207,7 @@ def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tr
     ledger = Ledger(folder.ledger, step)
     if inputs.state and ledger.digest != inputs.state.ledger:
         log.warning("%s is not the ledger that %s was saved with", folder.ledger, inputs.checkpoint)
-    return track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id), ledger
+    return track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id, step=step), ledger
 
 
 def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch.device) -> Engine:

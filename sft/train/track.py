@@ -1,21 +1,29 @@
-"""What a run reports: metrics.jsonl always, Weights & Biases if switched on. The only file that imports wandb."""
+"""What a run reports: metrics.jsonl always, Weights & Biases and TensorBoard if switched on; their only home."""
 
 import errno
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sft.config import TrainConfig
 from sft.errors import ConfigError
+from sft.redact import environment_secrets, redact
 from sft.settings import as_values
 from sft.storage.publish import write_text
 
 Record = dict[str, Any]
 STEP, EVAL, SAVE, START, STOP = "step", "eval", "save", "start", "stop"
+SCALE, SPIKE = "scale", "spike"
+
+TENSORBOARD = "tensorboard"
+"""Folder of the event files in the run folder."""
+FLUSH_S = 30
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 15.0
+"""How long wandb may keep the run waiting; finishing must fit into the grace period after a SIGTERM."""
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +45,11 @@ class Tracker:
     """Sends every record, marked with the number of this attempt, to all sinks."""
 
     def __init__(self, sinks: Sequence[Sink], attempt: int) -> None:
-        self._sinks, self._attempt = sinks, attempt
+        self._sinks, self.attempt = sinks, attempt
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Report something about the run after `step` optimizer steps; numbers that are not finite become text."""
-        record = _as_json({"kind": kind, "step": step, "attempt": self._attempt, **values})
+        record = as_json({"kind": kind, "step": step, "attempt": self.attempt, **values})
         for sink in self._sinks:
             sink.write(record)
 
@@ -86,48 +94,103 @@ class MetricsFile:
         self._stream.close()
 
 
+class Guarded:
+    """A sink whose failure costs its own records and one warning, never the run."""
+
+    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
+        self._name, self._sink = name, None
+        self._sink = self._tried(make)
+
+    def write(self, record: Record) -> None:
+        self._do(lambda sink: sink.write(record))
+
+    def sync(self) -> None:
+        self._do(lambda sink: sink.sync())
+
+    def close(self) -> None:
+        self._do(lambda sink: sink.close())
+
+    def _do(self, act: Callable[[Sink], None]) -> None:
+        sink = self._sink
+        if sink is not None:
+            self._tried(lambda: act(sink))
+
+    def _tried(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except Exception as error:  # noqa: BLE001 - trackers raise much more than they say
+            self._sink = None
+            log.warning("%s takes no more records, metrics.jsonl does: %s", self._name, _told(error))
+
+
 class WandbSink:
     """A Weights & Biases run; the same one after every resume."""
 
-    def __init__(self, config: TrainConfig, run_id: str) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ConfigError(
-                "wandb.enabled: wandb is not installed", hint="in the project's folder: pip install -e '.[wandb]'"
-            ) from None
+    def __init__(self, wandb: Any, config: TrainConfig, run_id: str, attempts: Mapping[str, int]) -> None:
+        """`attempts` says after which step each started: its points beyond the start of the next are superseded."""
         # No source code, git remotes, arguments or console text leave the machine: they may hold secrets.
-        settings = wandb.Settings(console="off", disable_code=True, disable_git=True, x_disable_meta=True, silent=True)
-        self._errors = (wandb.Error, OSError)
-        self._has_warned = False
-        self._run = wandb.init(
-            project=config.wandb.project,
-            mode=config.wandb.mode,
-            id=run_id,
-            name=Path(config.out).name,
-            resume="allow" if config.wandb.mode == "online" else None,
-            dir=config.out,
-            config=as_values(config),
-            settings=settings,
+        settings = wandb.Settings(
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            x_disable_meta=True,
+            silent=True,
+            login_timeout=INIT_TIMEOUT_S,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
         )
+
+        def init(mode: str, resume: str | None) -> Any:
+            return wandb.init(
+                project=config.wandb.project,
+                mode=mode,
+                id=run_id,
+                name=Path(config.out).name,
+                resume=resume,
+                dir=config.out,
+                config={**as_values(config), "attempts": attempts},
+                settings=settings,
+            )
+
+        try:
+            self._run = init(config.wandb.mode, "allow" if config.wandb.mode == "online" else None)
+        except Exception as error:  # no network, a wrong key, a helper process that crashes
+            if config.wandb.mode == "offline":
+                raise
+            log.warning("wandb cannot be reached, going on offline (`wandb sync` sends it later): %s", _told(error))
+            self._run = init("offline", None)
         # Own step axis: wandb's built-in one refuses to go back when a resumed run repeats steps.
         self._run.define_metric("*", step_metric="optimizer_step")
 
     def write(self, record: Record) -> None:
-        kind = record["kind"]
-        values = {f"{kind}/{name}": value for name, value in _flat(record) if name not in ("kind", "step")}
-        try:
-            self._run.log({**values, "optimizer_step": record["step"]})
-        except self._errors as error:
-            if not self._has_warned:
-                log.warning("wandb does not take records, metrics.jsonl does: %s", error)
-            self._has_warned = True
+        values = {f"{record['kind']}/{name}": value for name, value in _flat(record) if name not in ("kind", "step")}
+        self._run.log({**values, "optimizer_step": record["step"]})
 
     def sync(self) -> None:
         """Nothing to do: wandb writes by itself."""
 
     def close(self) -> None:
         self._run.finish()
+
+
+class TensorBoardSink:
+    """Event files for TensorBoard, a new one for each attempt."""
+
+    def __init__(self, writer: Any, folder: Path, step: int) -> None:
+        # TensorBoard hides what earlier attempts wrote for this step or later ones: it is written anew.
+        purged = step + 1 if step else 0
+        self._writer = writer(str(folder), purge_step=purged, flush_secs=FLUSH_S)
+
+    def write(self, record: Record) -> None:
+        for name, value in _flat(record):
+            if isinstance(value, int | float) and name not in ("step", "attempt"):
+                self._writer.add_scalar(f"{record['kind']}/{name}", float(value), record["step"])
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_records(path: Path) -> list[Record]:
@@ -154,22 +217,60 @@ def supersede(path: Path, records: Sequence[Record], step: int) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def open_tracker(config: TrainConfig, path: Path, records: Sequence[Record], run_id: str) -> Tracker:
-    """A tracker for the next attempt of the run with these earlier records."""
+def open_tracker(config: TrainConfig, path: Path, records: Sequence[Record], run_id: str, *, step: int = 0) -> Tracker:
+    """A tracker for the next attempt, which goes on after `step`, of the run with these earlier records.
+
+    Raises: ConfigError if a tracker is switched on that is not installed.
+    """
     attempt = 1 + max((record.get("attempt", 0) for record in records), default=0)
+    starts = {str(record["attempt"]): record["step"] for record in records if record["kind"] == START}
     sinks: list[Sink] = [MetricsFile(path)]
     if config.wandb.enabled:
-        sinks.append(WandbSink(config, run_id))
+        wandb, attempts = _wandb(), {**starts, str(attempt): step}
+        sinks.append(Guarded("wandb", lambda: WandbSink(wandb, config, run_id, attempts)))
+    if config.tensorboard:
+        writer, folder = _summary_writer(), path.parent / TENSORBOARD
+        sinks.append(Guarded("TensorBoard", lambda: TensorBoardSink(writer, folder, step)))
     return Tracker(sinks, attempt)
 
 
-def _as_json(value: Any) -> Any:
+def _wandb() -> Any:
+    # Its own reports of errors hold traces, and at exit they wait for a server that may not answer.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        import wandb
+    except ImportError:
+        raise _not_installed("wandb", "wandb.enabled") from None
+    return wandb
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise _not_installed("tensorboard", "tensorboard") from None
+    return SummaryWriter
+
+
+def _not_installed(package: str, setting: str) -> ConfigError:
+    return ConfigError(
+        f"{setting}: {package} is not installed", hint=f"in the project's folder: pip install -e '.[{package}]'"
+    )
+
+
+def _told(error: Exception) -> str:
+    """An error's text, or its name if it has none, without what may not be shown."""
+    return redact(str(error) or type(error).__name__, environment_secrets(os.environ))
+
+
+def as_json(value: Any) -> Any:
+    """The value with numbers that are not finite as text, which JSON has no other way to write."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
     return value
 
 

@@ -16,6 +16,7 @@ CONVERTERS = sorted((ROOT / "data_recipes").glob("*/convert.py"))
 LAYERS = (
     "version",
     "errors",
+    "redact",
     "config",
     "settings",
     "progress",
@@ -47,9 +48,10 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "fastokens": "chat/fast_tokenizer.py",
     "deepspeed": "train/engine/deepspeed.py",
     "wandb": "train/track.py",
+    "tensorboard": "train/track.py",
     "transformers": "export/",
 }
-WITHOUT_TORCH = ("errors", "config", "settings", "progress", "storage", "chat", "data", "version")
+WITHOUT_TORCH = ("errors", "redact", "config", "settings", "progress", "storage", "chat", "data", "version")
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
 
