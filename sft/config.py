@@ -306,6 +306,22 @@ class WandbConfig:
 
 
 @dataclass(frozen=True)
+class DeepSpeedConfig:
+    """What engine=deepspeed is told besides; DeepSpeed's own settings are made from these and all others."""
+
+    zero_stage: int = 1
+    """What the processes divide among them: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
+    offload_optimizer: bool = False
+    """Keep optimizer state in the CPU's memory and update there (from stage 1 on): slower, but larger models fit."""
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.zero_stage <= 3:
+            yield f"zero_stage={self.zero_stage}: expected 0, 1, 2 or 3"
+        if self.offload_optimizer and self.zero_stage == 0:
+            yield "offload_optimizer: stage 0 has nothing to offload, set zero_stage to 1, 2 or 3"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """`sft train`: shards and weights to checkpoints."""
 
@@ -333,8 +349,10 @@ class TrainConfig:
     """Loss scale at the start is 2 to this power (value of the base model's pre-training)."""
     fp16_scale_window: int = _resume_fixed(default=1000)
     """Steps without overflow before the loss scale doubles (value of the base model's pre-training)."""
-    engine: Literal["torch"] = "torch"
-    """What runs the step; it may change on a resume."""
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """What runs the step: PyTorch with FSDP2, or DeepSpeed with ZeRO; it may change on a resume."""
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """Settings of engine=deepspeed."""
     fsdp_shard_size: int | None = None
     """Processes that share one copy of the model, such as those of a node; null shares it among all."""
     device: Device = "auto"

@@ -20,6 +20,7 @@ from sft.settings import as_values
 from sft.train import track
 from sft.train.checkpoint import STATE, State
 from sft.train.engine.base import Engine
+from sft.train.engine.deepspeed import DeepSpeedEngine
 from sft.train.engine.shard import make_mesh
 from sft.train.engine.torch import TorchEngine
 from sft.train.folder import RunFolder
@@ -216,8 +217,12 @@ def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch
     shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
     with torch.device("meta"):
         model = NeoX(shape, activation_checkpointing=config.activation_checkpointing)
-    mesh = make_mesh(device, peers.size, config.fsdp_shard_size) if peers.size > 1 else None
-    engine = TorchEngine(model, config, device, mesh)
+    engine: Engine
+    if config.engine == "deepspeed":
+        engine = DeepSpeedEngine(model, config, device)
+    else:
+        mesh = make_mesh(device, peers.size, config.fsdp_shard_size) if peers.size > 1 else None
+        engine = TorchEngine(model, config, device, mesh)
     if checkpoint and state:
         engine.restore(StoredPieces(checkpoint, parameter_shapes(shape)), state.engine)
     else:
