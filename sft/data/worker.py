@@ -29,7 +29,6 @@ from sft.data.unit import DOCUMENT_FIELDS, Rejected, Unit, UnitResult
 from sft.errors import ConfigError, DataError
 from sft.storage.manifest import file_sha256
 
-
 CYCLE_CHECK_OBJECTS = 20_000
 """New objects between two searches for reference cycles; by default a tenth of a unit's time goes into them."""
 
