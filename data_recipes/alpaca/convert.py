@@ -76,8 +76,8 @@ def _dirt(instruction: str, given: str, output: str) -> Drop | None:
     if _NO_OUTPUT_TAG.match(output) or _NO_OUTPUT.match(output) or _STAND_IN.fullmatch(output):
         return Drop(Reason.PLACEHOLDER_ANSWER, output[:80])
     texts = (instruction, given, output)
-    # Most rows hold none of these words; looking for words is ten times as fast as for patterns.
-    if any("instruction" in text.lower() and _NEXT_TASK.search(text) for text in texts):
+    # Most rows hold no such word; looking for words is ten times as fast as for patterns.
+    if "instruction" in " ".join(texts).lower() and any(map(_NEXT_TASK.search, texts)):
         return Drop(Reason.MERGED_INSTRUCTIONS, "a numbered instruction inside a text")
     if _ATTACHED.fullmatch(given) or _only_links(instruction, given):
         return Drop(Reason.ATTACHMENT_MISSING, given[:80])
@@ -87,7 +87,7 @@ def _dirt(instruction: str, given: str, output: str) -> Drop | None:
 def _only_links(instruction: str, given: str) -> bool:
     """Whether the task is about a page or a picture of which the row holds the address only."""
     place = (given or instruction).lower()
-    if not any(mark in place for mark in ("://", "www.", "![", "<img ")):
+    if not ("://" in place or "www." in place or "![" in place or "<img " in place):
         return False
     if not _PAGE.search(given or instruction) or _ABOUT_LINKS.search(_PAGE.sub("", instruction)):
         return False

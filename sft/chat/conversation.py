@@ -116,8 +116,8 @@ def clean_text(text: str) -> str:
 
 def text_columns(row: Mapping[str, object], *names: str) -> tuple[str, ...] | None:
     """The cleaned texts of the named columns, or nothing if one of them is missing or is not text."""
-    texts = tuple(clean_text(value) for name in names if isinstance(value := row.get(name), str))
-    return texts if len(texts) == len(names) else None
+    texts = [clean_text(value) for name in names if isinstance(value := row.get(name), str)]
+    return tuple(texts) if len(texts) == len(names) else None
 
 
 def wrong_schema(row: Mapping[str, object], expected: str) -> Drop:

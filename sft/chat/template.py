@@ -163,7 +163,7 @@ def _finished(
     tokenizer: ChatTokenizer,
     layout: Layout,
 ) -> Encoded | Drop:
-    answers = tuple(message.text for message in conversation.messages[2 * piece.first + 1 : 2 * piece.stop : 2])
+    answers = tuple([message.text for message in conversation.messages[2 * piece.first + 1 : 2 * piece.stop : 2]])
     if piece.num_tokens <= layout.seq_len:
         return Encoded(ids, mask, answers, piece.first)
     if layout.too_long == "drop":

@@ -12,9 +12,8 @@ from sft.chat.conversation import Conversation
 
 def digest(conversation: Conversation) -> int:
     """64 bits that are equal for equal turns, whatever the system text and the Unicode form."""
-    turns = [_composed(message.text).encode("utf-8", "surrogatepass") for message in conversation.messages]
-    # With its length before it, no turn can pass for two.
-    return _hash(b"".join(b"%d:%b" % (len(turn), turn) for turn in turns))
+    # With its length in bytes before it, no turn can pass for two.
+    return _hash("".join([_with_length(_composed(message.text)) for message in conversation.messages]))
 
 
 OPENING_CHARACTERS = 1000
@@ -24,17 +23,34 @@ OPENING_CHARACTERS = 1000
 def group_digest(conversation: Conversation) -> int:
     """64 bits that are equal for conversations that open with the same question, but for case and white space."""
     opening = _composed(conversation.messages[0].text[:OPENING_CHARACTERS]).casefold()
-    return _hash(" ".join(opening.split()).encode("utf-8", "surrogatepass"))
+    return _hash(" ".join(opening.split()))
 
 
-def content_digest(ids: NDArray[Any], loss_mask: NDArray[Any]) -> int:
-    """64 bits that are equal for documents of equal tokens with equal loss."""
-    return _hash(ids.astype("<u4").tobytes() + loss_mask.astype(np.uint8).tobytes())
+def content_digests(ids_T: NDArray[Any], loss_mask_T: NDArray[Any], ends_D: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """For each of the documents, which lie end to end, 64 bits that are equal for equal tokens with equal loss.
+
+    Shapes: ids_T and loss_mask_T with the tokens of all documents; ends_D, where each document ends; the result, one
+    number per document.
+    """
+    ids, mask = memoryview(ids_T.astype("<u4").tobytes()), memoryview(loss_mask_T.astype(np.uint8).tobytes())
+    hashed = bytearray()
+    start = 0
+    for end in ends_D.tolist():
+        state = hashlib.sha256(ids[4 * start : 4 * end])
+        state.update(mask[start:end])
+        hashed += state.digest()[:8]
+        start = end
+    return np.frombuffer(hashed, ">u8").astype(np.uint64)
 
 
 def _composed(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def _hash(content: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+def _with_length(text: str) -> str:
+    num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return f"{num_bytes}:{text}"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -72,12 +72,14 @@ def spread(items: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 class PackTexts:
     """Spells packs out."""
 
-    def __init__(self, shards: Shards, packs: Iterable[Pack]) -> None:
-        self._table = shards.documents
-        self._tokenizer = tokenizer = ChatTokenizer.load(shards.tokenizer_path)
+    def __init__(self, shards: Shards, tokenizer: ChatTokenizer, packs: Iterable[Pack]) -> None:
+        self._table, self._tokenizer = shards.documents, tokenizer
         self._tags = role_tags(tokenizer)
         ids = np.unique(np.concatenate([np.zeros(0, np.int64), *(pack.input_ids_T for pack in packs)])).tolist()
         self._spelling: dict[int, str] = dict(zip(ids, tokenizer.decode([[token_id] for token_id in ids]), strict=True))
+        self._visible = {token_id: visible(text) for token_id, text in self._spelling.items()}
+        self._partial = {token_id for token_id, text in self._spelling.items() if "\ufffd" in text}
+        """Ids that may spell a part of a character."""
 
     def facts(self, index: int, pack: Pack) -> dict[str, Any]:
         """One pack as the page's script reads it."""
@@ -112,9 +114,11 @@ class PackTexts:
 
     def _spelled(self, ids: Sequence[int]) -> str:
         """The text of some tokens with borders between them, without borders if single tokens do not add up to it."""
+        if self._partial.isdisjoint(ids):
+            return BORDER.join([self._visible[token_id] for token_id in ids])
         (text,) = self._tokenizer.decode([ids])
         parts: list[str] = []
-        for is_part, group in itertools.groupby(ids, key=lambda token_id: "\ufffd" in self._spelling[token_id]):
+        for is_part, group in itertools.groupby(ids, key=self._partial.__contains__):
             # Tokens that are parts of characters are spelled together.
             members = list(group)
             parts += self._tokenizer.decode([members]) if is_part else [self._spelling[item] for item in members]

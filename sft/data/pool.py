@@ -46,6 +46,8 @@ def run_units(
     # One tokenizer thread per process: the processes are the parallelism, and their number is the user's.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
+    # NumPy's would spin for a quarter of a second of every worker's start, with nothing to do.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     num_workers = config.workers or _num_cores()
     find = functools.partial(_usable, least_share=wanted_check_share(config))
     if num_workers == 1:

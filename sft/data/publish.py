@@ -67,7 +67,7 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
         },
     }
     (folder / "README.md").write_text(data_card(facts), encoding="utf-8")
-    (folder / REPORT).write_text(page(Shards(folder, facts)), encoding="utf-8")
+    (folder / REPORT).write_text(page(Shards(folder, facts), inputs.tokenizer), encoding="utf-8")
     write_manifest(folder, KIND, SCHEMA_VERSION, facts)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
+from sft.chat.tokenizer import ChatTokenizer
 from sft.data.histogram import Histogram, log_edges, log_histogram, share_histogram
 from sft.data.licences import consequences, source_licences
 from sft.data.pack_sample import MAX_BYTES, Contents, PackTexts, choose, visible
@@ -38,7 +39,8 @@ def report(folder: Path, packs_per_source: int = 8, packs: PackNumbers = ()) -> 
 
     Raises: DataError if the build is damaged, ConfigError if a pack does not exist.
     """
-    return page(Shards.open(folder, check_hashes=False), packs_per_source, packs)
+    shards = Shards.open(folder, check_hashes=False)
+    return page(shards, ChatTokenizer.load(shards.tokenizer_path), packs_per_source, packs)
 
 
 def write_report(folder: Path, out: Path, packs_per_source: int = 8, packs: PackNumbers = ()) -> None:
@@ -53,7 +55,7 @@ def write_report(folder: Path, out: Path, packs_per_source: int = 8, packs: Pack
     write_text(out, report(folder, packs_per_source, packs))
 
 
-def page(shards: Shards, packs_per_source: int = 8, packs: PackNumbers = ()) -> str:
+def page(shards: Shards, tokenizer: ChatTokenizer, packs_per_source: int = 8, packs: PackNumbers = ()) -> str:
     """The page about a build whose manifest may not be written yet: of it, only the facts of the build are used."""
     manifest, table = shards.manifest, shards.documents
     contents = {name: Contents.of(shards.split(name)) for name in manifest["splits"]}
@@ -75,7 +77,7 @@ def page(shards: Shards, packs_per_source: int = 8, packs: PackNumbers = ()) -> 
             licences=licences,
             consequences=consequences(licences),
             details={name: _details(facts) for name, facts in manifest["sources"].items()},
-            browser=_browser(shards, contents, packs_per_source, packs),
+            browser=_browser(shards, tokenizer, contents, packs_per_source, packs),
             script_hash=_script_hash(source),
         )
     )
@@ -174,7 +176,11 @@ def _details(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _browser(
-    shards: Shards, contents: dict[str, Contents], packs_per_source: int, packs: PackNumbers
+    shards: Shards,
+    tokenizer: ChatTokenizer,
+    contents: dict[str, Contents],
+    packs_per_source: int,
+    packs: PackNumbers,
 ) -> dict[str, Any]:
     """Packs of every split as the page's script reads them."""
     table, names = shards.documents, list(contents)
@@ -188,7 +194,7 @@ def _browser(
             raise ConfigError(f"no pack {index} of {name!r}: there are {known}, numbered from 0", on=shards.folder)
         chosen[name].add(index)
     splits = {name: shards.split(name) for name in names}
-    texts = PackTexts(shards, (splits[name][index] for name in names for index in sorted(chosen[name])))
+    texts = PackTexts(shards, tokenizer, (splits[name][index] for name in names for index in sorted(chosen[name])))
     return {
         "sources": list(map(visible, table.sources)),
         "files": list(map(visible, table.files)),

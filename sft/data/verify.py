@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sft.chat.proof import Batch, structure_violations
 from sft.chat.template import Layout
 from sft.chat.tokenizer import ChatTokenizer
+from sft.data.digests import content_digests
 from sft.data.shards import Pack, Shards, Split
 from sft.errors import DataError
 from sft.progress import progress
@@ -149,5 +150,9 @@ def _document_problems(
     for number in np.flatnonzero(table.held_out[ids] != (split == "valid")).tolist():
         yield number, "in the wrong split"
     layout = Layout(shards.seq_len, supervise=settings["supervise"], end_token=settings["end_token"])
-    for number, drop in structure_violations(batch, tokenizer, layout):
-        yield number, f"{drop.reason}, {drop.detail}"
+    broken = dict(structure_violations(batch, tokenizer, layout))
+    yield from ((number, f"{drop.reason}, {drop.detail}") for number, drop in broken.items())
+    content = content_digests(batch.ids_T, batch.loss_mask_T, batch.ends_D)
+    for number in np.flatnonzero(content != table.content[ids]).tolist():
+        if number not in broken:
+            yield number, "its tokens or loss mask are not those of the document table"

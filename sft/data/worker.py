@@ -16,7 +16,7 @@ from sft.chat.proof import first_violations
 from sft.chat.template import CARD_SYSTEM_PROMPT, Encoded, Layout, encode
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig, SourceConfig
-from sft.data.digests import content_digest, digest, group_digest
+from sft.data.digests import content_digests, digest, group_digest
 from sft.data.minhash import signatures
 from sft.data.quality.contamination import EvaluationIndex
 from sft.data.quality.personal_data import redact
@@ -28,6 +28,20 @@ from sft.data.split import is_sampled
 from sft.data.unit import DOCUMENT_FIELDS, Rejected, Unit, UnitResult
 from sft.errors import ConfigError, DataError
 from sft.storage.manifest import file_sha256
+
+CYCLE_CHECK_OBJECTS = 20_000
+"""New objects between two searches for reference cycles; by default a tenth of a unit's time goes into them."""
+
+
+@contextmanager
+def _rare_cycle_collection() -> Iterator[None]:
+    """Search for reference cycles less often: pages that a recipe reads form some, rows, texts and tokens none."""
+    usual = gc.get_threshold()
+    gc.set_threshold(CYCLE_CHECK_OBJECTS, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ class Worker:
                 hint="build again when nobody edits them",
             )
 
+    @_rare_cycle_collection()
     def run(self, unit: Unit) -> UnitResult:
         """Turn the rows of a unit into documents."""
         source = self._config.sources[unit.source]
@@ -92,7 +107,8 @@ class Worker:
             if isinstance(outcome, Conversation):
                 done = self._stages[unit.source].run(outcome)
                 outcome = done.conversation
-                changed.update(done.changed)
+                if done.changed:
+                    changed.update(done.changed)
             if isinstance(outcome, Drop):
                 text = excerpt(raw) if source.personal_data == "keep" else excerpt(_redacted(row))
                 rejected.append(Rejected(number, None, outcome.reason, _shown(outcome.detail, source), text))
@@ -100,8 +116,9 @@ class Worker:
                 num_skipped += 1
             else:
                 kept.append((number, outcome))
-        with _without_cycle_collection():
-            records, documents, signed = self._documents(unit.source, source, kept, rejected)
+        records, documents, signed = self._documents(unit.source, source, kept, rejected)
+        ids = _concatenate([document.ids for document in documents], self._id_type)
+        loss_mask = _concatenate([document.loss_mask for document in documents], np.uint8)
         return UnitResult(
             unit.source,
             unit.file,
@@ -111,24 +128,25 @@ class Worker:
             self._checked_share,
             dict(sorted(changed.items())),
             sorted(rejected, key=lambda item: (item.row, item.piece or 0)),
-            np.array(records, DOCUMENT_FIELDS),
-            _concatenate([document.ids for document in documents], self._id_type),
-            _concatenate([document.loss_mask for document in documents], np.uint8),
+            _completed(records, ids, loss_mask),
+            ids,
+            loss_mask,
             signatures([[message.text for message in item.messages] for item in signed]),
         )
 
     def _conversation(self, unit: Unit, number: int, row: Mapping[str, Any]) -> Conversation | Drop:
-        place = f"{unit.file}, row {number}"
         try:
             conversation = self._convert[unit.source](row)
         except Exception as error:
             raise DataError(
-                f"source {unit.source}: its recipe failed: {error!r}", on=place, hint="repair convert.py, with a case"
+                f"source {unit.source}: its recipe failed: {error!r}",
+                on=f"{unit.file}, row {number}",
+                hint="repair convert.py, with a case",
             ) from error
-        if not isinstance(conversation, Conversation | Drop):
+        if not isinstance(conversation, (Conversation, Drop)):
             raise DataError(
                 f"source {unit.source}: its recipe returned {conversation!r}",
-                on=place,
+                on=f"{unit.file}, row {number}",
                 hint="convert must return a Conversation or a Drop",
             )
         return conversation
@@ -140,7 +158,10 @@ class Worker:
         kept: Sequence[tuple[int, Conversation]],
         rejected: list[Rejected],
     ) -> tuple[list[tuple[Any, ...]], list[Encoded], list[Conversation]]:
-        """Encode and prove; what fails joins the rejected. Also the conversations to sign, if any are."""
+        """Encode and prove; what fails joins the rejected. Also the conversations to sign, if any are.
+
+        What the records say of the tokens is still to be filled in.
+        """
         conversations = [conversation for _, conversation in kept]
         systems = [system_text(self._config, source, conversation) for conversation in conversations]
         encoded = encode(conversations, systems, self._tokenizer, self._layouts[name])
@@ -157,9 +178,8 @@ class Worker:
                     text = conversation.messages[0].text[:EXCERPT_CHARACTERS]
                     rejected.append(Rejected(row, number, drop.reason, _shown(drop.detail, source), text))
                 elif isinstance(piece, Encoded):
-                    counts = len(piece.ids), int(np.count_nonzero(piece.loss_mask))
-                    content = content_digest(piece.ids, piece.loss_mask)
-                    records.append((row, number, piece.first_exchange, same, group, content, *counts, piece.truncated))
+                    first, length = piece.first_exchange, len(piece.ids)
+                    records.append((row, number, first, same, group, 0, length, 0, piece.truncated))
                     documents.append(piece)
             if self._signs and len(documents) > before:
                 signed.append(conversation)
@@ -167,18 +187,6 @@ class Worker:
 
     def _proofs(self, name: str, documents: Sequence[Encoded]) -> list[Drop | None]:
         return first_violations(documents, self._tokenizer, self._layouts[name])
-
-
-@contextmanager
-def _without_cycle_collection() -> Iterator[None]:
-    """Spare the search for reference cycles: tokens and documents form none, and there are very many of them."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def load_tokenizer(config: BuildConfig) -> ChatTokenizer:
@@ -230,6 +238,15 @@ def _shown(detail: str, source: SourceConfig) -> str:
     # Details are cut; the last word may be half an address, which no pattern knows.
     *whole, last = redact(detail).split(" ")
     return " ".join([*whole, "…" if "@" in last or sum(map(str.isdigit, last)) > 4 else last])
+
+
+def _completed(records: Sequence[tuple[Any, ...]], ids: NDArray[Any], loss_mask: NDArray[np.uint8]) -> NDArray[np.void]:
+    """The records with what is counted and hashed for all documents at once."""
+    table = np.array(records, DOCUMENT_FIELDS)
+    ends = np.cumsum(table["num_tokens"], dtype=np.int64)
+    table["content"] = content_digests(ids, loss_mask, ends)
+    table["num_supervised"] = np.add.reduceat(loss_mask, ends - table["num_tokens"], dtype=np.uint32)
+    return table
 
 
 def _concatenate(parts: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:

@@ -2,11 +2,14 @@
 
 import hashlib
 from itertools import combinations
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation, Message
-from sft.data.digests import digest, group_digest
+from sft.data.digests import content_digests, digest, group_digest
 
 
 def talk(*texts: str, system: str | None = None) -> Conversation:
@@ -59,3 +62,19 @@ def test_a_question_of_any_length_is_told_by_its_start() -> None:
     question = "Who is meant by this?\n" + "word " * 300
     assert group_digest(talk(question + "a passage", "b")) == group_digest(talk(question + "another", "b"))
     assert group_digest(talk("W" + question, "b")) != group_digest(talk(question, "b"))
+
+
+@pytest.mark.parametrize("kind", ["u2", "u4"])
+def test_the_content_of_a_document_is_its_tokens_and_its_mask_whatever_lies_beside_it(kind: str) -> None:
+    ids: NDArray[Any] = np.array([7, 8, 9, 7, 8, 9, 7, 8], kind)
+    mask = np.array([0, 0, 1, 0, 0, 1, 0, 1], np.uint8)
+    found = content_digests(ids, mask, np.array([3, 6, 8]))
+    spelled = hashlib.sha256(np.array([7, 8, 9], "<u4").tobytes() + bytes([0, 0, 1])).hexdigest()
+    assert found[0] == found[1] == int(spelled[:16], 16)
+    assert found[2] == content_digests(ids[:2], mask[1:3], np.array([2]))[0]
+    assert len({*found.tolist(), *content_digests(ids[:3], 1 - mask[:3], np.array([3])).tolist()}) == 3
+
+
+def test_no_documents_have_no_content() -> None:
+    nothing = np.zeros(0, np.int64)
+    assert content_digests(nothing, nothing, nothing).tolist() == []

@@ -66,7 +66,7 @@ def test_control_characters_are_shown_and_do_nothing(text: str, shown: str) -> N
     assert visible(shown) == shown
 
 
-def spelled(tokenizer: ChatTokenizer, path: Any, question: str, answer: str) -> dict[str, Any]:
+def spelled(tokenizer: ChatTokenizer, question: str, answer: str) -> dict[str, Any]:
     asked, answered = tokenizer.encode([question, answer])
     head = [tokenizer.system_id, tokenizer.user_id, *asked, tokenizer.assistant_id]
     ids = np.array([*head, *answered, tokenizer.end_id, tokenizer.pad_id])
@@ -74,15 +74,15 @@ def spelled(tokenizer: ChatTokenizer, path: Any, question: str, answer: str) -> 
     pack = Pack(ids, mask.astype(np.uint8), np.array([len(ids) - 1]), np.array([0]), int(mask.sum()))
     column = np.array([3])
     names = ("source", "file", "row", "piece", "first_turn", "uses", "truncated")
-    shards = SimpleNamespace(documents=SimpleNamespace(**dict.fromkeys(names, column)), tokenizer_path=path)
-    return PackTexts(cast(Shards, shards), [pack]).facts(5, pack)
+    shards = SimpleNamespace(documents=SimpleNamespace(**dict.fromkeys(names, column)))
+    return PackTexts(cast(Shards, shards), tokenizer, [pack]).facts(5, pack)
 
 
 @pytest.mark.parametrize(
     "answer", ["Four apples.", "你好，世界 ça va 👩‍🚀", "\x1b]0;owned\x07\u202e\u2028", "<|USER|>"]
 )
-def test_runs_spell_the_tokens_and_their_borders(answer: str, tokenizer: ChatTokenizer, tokenizer_file: Any) -> None:
-    facts = spelled(tokenizer, tokenizer_file, "How many?", answer)
+def test_runs_spell_the_tokens_and_their_borders(answer: str, tokenizer: ChatTokenizer) -> None:
+    facts = spelled(tokenizer, "How many?", answer)
     assert (facts["index"], facts["padding"]) == (5, 1)
     (document,) = facts["documents"]
     assert (document["row"], document["turn"], document["truncated"]) == (3, 3, True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build import build
 from sft.data.pack_sample import BORDER, visible
 from sft.data.report import page, report, write_report
@@ -101,7 +102,7 @@ def html(folder: Path) -> str:
     shards.manifest["sources"]["beta"] |= {"changed": {"repair": 12, "personal_data": 3}}
     shards.manifest["name"] = HOSTILE[1]
     shards.quarantine = lambda: iter(QUARANTINE)  # type: ignore[method-assign]
-    return page(shards)
+    return page(shards, ChatTokenizer.load(shards.tokenizer_path))
 
 
 @pytest.fixture
@@ -222,9 +223,9 @@ def test_the_page_depends_on_the_build_alone(folder: Path, tmp_path: Path, monke
 def test_the_page_needs_nothing_that_is_known_only_after_it(folder: Path) -> None:
     shards = Shards.open(folder)
     later = ("kind", "schema_version", "content_digest", "files")
-    assert page(Shards(folder, {key: shards.manifest[key] for key in shards.manifest if key not in later})) == page(
-        shards
-    )
+    tokenizer = ChatTokenizer.load(shards.tokenizer_path)
+    facts = {key: shards.manifest[key] for key in shards.manifest if key not in later}
+    assert page(Shards(folder, facts), tokenizer) == page(shards, tokenizer)
 
 
 def test_the_page_stays_small_for_many_packs(write_mixture: Callable[..., Any]) -> None:

@@ -131,11 +131,19 @@ def too_long(packs: list[Pack], _: ChatTokenizer) -> None:
     packs[0] = replace(packs[0], doc_lengths_D=np.full(len(packs[0].doc_ids_D), 65, np.uint16))
 
 
+def change_word(packs: list[Pack], tokenizer: ChatTokenizer) -> None:
+    """Tags, mask and every count stay as they were."""
+    ids_T = packs[0].input_ids_T
+    word = int(np.flatnonzero(~tokenizer.is_control[ids_T])[0])
+    ids_T[word] = (set(range(tokenizer.num_ids)) - {*tokenizer.control_ids, int(ids_T[word])}).pop()
+
+
 FORGERIES: dict[str, tuple[Callable[[list[Pack], ChatTokenizer], object], str]] = {
     "a flipped mask value": (flip_mask, "train pack 0: document .*wrong_turn_ends"),
     "a moved mask value": (move_mask, "1 violations.*\n.*train pack 0: document .*wrong_turn_ends"),
     "a tag in the text": (put_tag_into_text, "train pack 0: document .*forged_control_token"),
     "a missing end": (remove_end, "train pack 0: document .*forged_control_token"),
+    "another word": (change_word, "1 violations.*\n.*train pack 0: document .*not those of the document table"),
     "loss on padding": (learn_padding, "the tail is not unsupervised padding"),
     "text in the tail": (text_in_the_tail, "the tail is not unsupervised padding"),
     "a moved border": (move_border, "forged_control_token"),
@@ -166,6 +174,27 @@ def test_the_forger_s_tool_changes_nothing_by_itself(make: Callable[..., Path]) 
     verify(folder)
 
 
+def test_two_documents_of_equal_counts_that_changed_places_are_named(make: Callable[..., Path]) -> None:
+    folder = make()
+    table = Shards.open(folder).documents
+    trained = np.flatnonzero(~table.held_out)
+    counts = list(zip(table.num_tokens[trained].tolist(), table.num_supervised[trained].tolist(), strict=True))
+    most = max(counts, key=counts.count)
+    here, there = [int(trained[n]) for n, count in enumerate(counts) if count == most][:2]
+
+    def swap(packs: list[Pack], _: ChatTokenizer) -> None:
+        other = {here: there, there: here}
+        for number, pack in enumerate(packs):
+            ids = np.array([other.get(doc_id, doc_id) for doc_id in pack.doc_ids_D.tolist()], np.uint32)
+            packs[number] = replace(pack, doc_ids_D=ids)
+
+    forge(folder, swap)
+    with pytest.raises(DataError, match="2 violations") as caught:
+        verify(folder)
+    for document in (here, there):
+        assert f"document {document}: its tokens or loss mask are not those" in str(caught.value)
+
+
 def retell(folder: Path, change: Callable[[DocumentTable], DocumentTable]) -> None:
     """Rewrite the document table after a change, and the manifest so that every hash is true."""
     shards = Shards.open(folder)
@@ -186,6 +215,7 @@ WRONG_TABLES: dict[str, tuple[Callable[[DocumentTable], DocumentTable], str]] = 
     "no change": (lambda table: table, ""),
     "token counts": (lambda table: replace(table, num_tokens=table.num_tokens + 1), "its counts differ"),
     "supervised counts": (lambda table: replace(table, num_supervised=table.num_supervised - 1), "its counts differ"),
+    "content": (lambda table: replace(table, content=table.content ^ 1), "not those of the document table"),
     "splits": (lambda table: replace(table, held_out=~table.held_out), "in the wrong split"),
     "cut documents": (lambda table: replace(table, truncated=~table.truncated), "forged_control_token"),
     "uses": (lambda table: replace(table, uses=table.uses + 1), "documents are not packed as often"),
