@@ -19,7 +19,7 @@ from sft.errors import ConfigError, DataError
 from sft.storage.manifest import LateHashes, Manifest, damaged_files, read_manifest, refuse_damaged
 
 KIND = "shards"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DOCUMENTS = "documents.arrow"
 QUARANTINE = "quarantine.jsonl"
 TOKENIZER = "tokenizer.json"
