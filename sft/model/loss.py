@@ -66,8 +66,8 @@ class _LossSum(torch.autograd.Function):
             losses.append(_softmax_(logits_CV, targets_C))
             logits_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
             grad_CV = logits_CV.mul_(scale).to(dtype)
-            hidden_grad_TD[rows_C] = _product(grad_CV, head_VD).div_(scale).to(hidden_TD.dtype)
-            head_grad_VD.add_(_product(grad_CV.t(), hidden_CD), alpha=1 / scale)
+            hidden_grad_TD[rows_C] = _gradient(grad_CV, head_VD).div_(scale).to(hidden_TD.dtype)
+            head_grad_VD.add_(_gradient(grad_CV.t(), hidden_CD), alpha=1 / scale)
         ctx.save_for_backward(hidden_grad_TD, head_grad_VD.to(head_weight_VD.dtype))
         return torch.cat(losses).sum()
 
@@ -102,6 +102,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         if left.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):  # from PyTorch 2.8 on
             return torch.mm(left, right, out_dtype=torch.float32)
         return left.float() @ right.float()
+
+
+def _gradient(left: Tensor, right: Tensor) -> Tensor:
+    """As `_product`, but a CPU rounds a bf16 product once more, as in every other layer: twice as fast as fp32."""
+    if left.dtype != torch.bfloat16 or left.device.type != "cpu":
+        return _product(left, right)
+    with torch.autocast("cpu", enabled=False):
+        return (left @ right).float()
 
 
 def _matmul_dtype(hidden_TD: Tensor) -> torch.dtype:
