@@ -27,7 +27,7 @@ def test_it_says_what_the_run_will_need_and_writes_nothing(
     text = capsys.readouterr().out
     for pattern in (
         r"loss 4\.\d+, [\d,]+ tokens/s, update \d",
-        r"memory: 0\.\d+ GB\n",
+        r"memory: \d+\.\d+ GB\n",
         r"time: 12 steps, about 0:00:\d\d",
         r"disk: 0\.\d\d GB per checkpoint, up to 4 at once, [\d.]+ GB free\n",
         r"nothing was written",
