@@ -19,6 +19,8 @@ EXIT_CODES = (
 )
 MIXTURE_HELP = "such as data_recipes/mixtures/stablelm_tuned_alpha.yaml"
 CHECKPOINT_HELP = "checkpoint, run folder (its newest checkpoint) or exported folder"
+DOCTOR_TEXT = "what is installed, what will run here, what is missing"
+DOCTOR_HELP = "prove on these weights that attention kernel and precision compute what they should"
 SETTINGS_HELP = "key=value settings win over the file, such as out=runs/first optimizer.lr=1e-5"
 # A path may hold a `=` as well, but only behind a slash.
 SETTING = re.compile(r"[A-Za-z_][\w.-]*=")
@@ -128,6 +130,11 @@ def _add_data_commands(command: Callable[..., _Parser]) -> None:
 
 
 def _add_model_commands(command: Callable[..., _Parser]) -> None:
+    doctor = command("doctor", commands.run_doctor, DOCTOR_TEXT, settings=False)
+    doctor.add_argument("--model", type=Path, metavar="FOLDER|CONFIG", help=DOCTOR_HELP)
+    doctor.add_argument("--shards", type=Path, help="take a pack of these; without, the config's or random tokens")
+    doctor.set_defaults(takes_settings=True)
+
     train = command("train", commands.run_train, "train, or go on if the run folder holds this run", settings=True)
     train.add_argument("config", type=Path, help="such as configs/tiny_cpu.yaml")
     train.add_argument("--dry-run", action="store_true", help="take one step on the dearest packs and tell its needs")

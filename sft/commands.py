@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from sft.errors import ConfigError
+
 
 def run_demo(options: argparse.Namespace) -> None:
     """Build, train, evaluate and export the bundled sample."""
@@ -112,6 +114,23 @@ def run_train(options: argparse.Namespace) -> None:
     from sft.train.loop import train
 
     train(loaded.config)
+
+
+def run_doctor(options: argparse.Namespace) -> None:
+    """Show what is here and, with a model, whether it computes right."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if options.model is None:
+        if options.settings or options.shards:
+            raise ConfigError("--shards and settings belong to a model", hint="sft doctor --model FOLDER|CONFIG.yaml")
+        from sft.doctor import doctor
+
+        doctor(console)
+        return
+    from sft.doctor_model import check_model
+
+    check_model(options.model, options.shards, options.settings, console)
 
 
 def run_eval(options: argparse.Namespace) -> None:

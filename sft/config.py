@@ -385,6 +385,8 @@ class TrainConfig:
     """A loss this many standard deviations above their mean, and half above it, is recorded as a spike."""
     peer_timeout_s: float = 1800.0
     """Seconds to wait for the other processes of the run, at its start and in every exchange."""
+    numerics_gate: bool = True
+    """Before the first step, prove on one pack that attention kernel and precision compute what they should."""
     stop_margin_s: float = 300.0
     """Seconds before the job's end (SLURM_JOB_END_TIME) at which to save and stop."""
     hang_timeout_s: float = 120.0

@@ -20,6 +20,7 @@ from sft.progress import progress
 from sft.train import track
 from sft.train.engine.base import EMPTY_STEP
 from sft.train.folder import RunFolder
+from sft.train.gate import kernel_name, pick, require_exact
 from sft.train.health import skip_reason, summary
 from sft.train.inputs import read_inputs
 from sft.train.judge import judge
@@ -75,6 +76,7 @@ def run_to_end(run: Run) -> None:
     """Take steps until none is left, then save the result."""
     num_steps = run.inputs.order.num_steps
     run.tracker.log(track.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.peers.size)
+    pass_gate(run)
     if run.counts.num_steps:
         run.say(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
     settle(run)
@@ -95,6 +97,22 @@ def run_to_end(run: Run) -> None:
     run.say(f"trained {num_steps} steps; the model is in {checkpoint}, the metrics in {run.folder.metrics}")
     if remarks := summary(run.counts):
         run.say(f"on the way: {remarks}")
+
+
+def pass_gate(run: Run) -> None:
+    """Prove on a pack of the next step that kernel and precision compute what they should; see gate.py.
+
+    Raises: NumericsError if they do not.
+    """
+    if not run.config.numerics_gate:
+        return
+    run.beat("gate")
+    model, split, precision = run.engine.model, run.inputs.split, run.config.precision
+    index = pick(split, run.inputs.order.batch(run.counts.num_steps))
+    name = f"train pack {index} of {run.config.shards}"
+    checks = require_exact(run.engine.measure, model, split[index], precision, run.peers, name)
+    measured = {check.what: check.measured for check in checks}
+    run.tracker.log(track.GATE, run.counts.num_steps, pack=index, kernel=kernel_name(model, precision), checks=measured)
 
 
 def train_step(run: Run) -> str:

@@ -16,7 +16,7 @@ from sft.settings import as_values
 from sft.storage.publish import write_text
 
 Record = dict[str, Any]
-STEP, EVAL, SAVE, START, STOP = "step", "eval", "save", "start", "stop"
+STEP, EVAL, SAVE, START, GATE, STOP = "step", "eval", "save", "start", "gate", "stop"
 SCALE, SPIKE = "scale", "spike"
 
 TENSORBOARD = "tensorboard"

@@ -30,6 +30,8 @@ LAYERS = (
     "export",
     "slurm",
     "demo",
+    "doctor",
+    "doctor_model",
     "commands",
     "cli",
     "__main__",
@@ -49,6 +51,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "deepspeed": "train/engine/deepspeed.py",
     "wandb": "train/track.py",
     "tensorboard": "train/track.py",
+    "packaging": "doctor.py",
     "transformers": "export/",
 }
 WITHOUT_TORCH = ("errors", "redact", "config", "settings", "progress", "storage", "chat", "data", "version")
