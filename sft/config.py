@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+ActivationCheckpointing = Literal["none", "cheap", "full"]
 
 
 def _resume_fixed(**options: Any) -> Any:
@@ -357,8 +358,10 @@ class TrainConfig:
     """Processes that share one copy of the model, such as those of a node; null shares it among all."""
     device: Device = "auto"
     """`auto` takes CUDA if there is one."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    activation_checkpointing: ActivationCheckpointing = field(
+        default="none", metadata={"formerly": {"true": "full", "false": "none"}}
+    )
+    """What the backward pass computes again instead of keeping it: `cheap` norms and GELU, `full` whole blocks."""
     save_every_steps: int = 100
     """Steps between checkpoints; one is always saved at the end and on a stop."""
     keep_checkpoints: int = 3

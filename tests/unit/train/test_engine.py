@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft.config import OptimizerConfig, TrainConfig
+from sft.config import ActivationCheckpointing, OptimizerConfig, TrainConfig
 from sft.data.loader import IGNORE, micro_batches
 from sft.data.shards import Shards, Split
 from sft.model.attention import Documents
@@ -160,9 +160,13 @@ def test_micro_batch_without_supervised_tokens_adds_nothing(tiny_config: MakeCon
     assert_same_bits(weights(engine), weights(other))
 
 
-def test_activation_checkpointing_changes_no_bit(tiny_config: MakeConfig, shards: Shards) -> None:
-    plain, recomputing = make_engine(tiny_config(), shards), make_engine(tiny_config(), shards)
-    recomputing.model.activation_checkpointing = True
+@pytest.mark.parametrize("policy", ["cheap", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_activation_checkpointing_changes_no_bit(
+    policy: ActivationCheckpointing, precision: str, tiny_config: MakeConfig, shards: Shards
+) -> None:
+    plain, recomputing = (make_engine(tiny_config(precision=precision), shards) for _ in range(2))
+    recomputing.model.activation_checkpointing = policy
     for engine in (plain, recomputing):
         accumulate(engine, shards.split("train"), 2)
     assert_same_bits(gradients(plain), gradients(recomputing))
