@@ -274,6 +274,8 @@ class OptimizerConfig:
     """Adam's epsilon; the card is silent: the value of PyTorch and of Alpaca's procedure."""
     weight_decay: float = _resume_fixed(default=0.01)
     """Decoupled weight decay on all parameters (card)."""
+    decay_biases_and_norms: bool = _resume_fixed(default=True)
+    """False leaves biases and layer norms without weight decay; the card decays all."""
     clip_norm: float = _resume_fixed(default=1.0)
     """Gradient norm limit; the card is silent: the base model's pre-training value. 0 switches it off."""
     warmup_steps: int = _resume_fixed(default=50)
