@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -296,6 +296,27 @@ class OptimizerConfig:
                 yield f"betas={self.betas}: expected values from 0 up to 1"
 
 
+LoraTarget = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: train small matrices beside frozen weights instead of the weights."""
+
+    rank: int = _resume_fixed(default=0)
+    """Width of the adapters; 0 trains all weights."""
+    alpha: float = _resume_fixed(default=16.0)
+    """The adapters' share of a layer's output is scaled by alpha / rank."""
+    targets: tuple[LoraTarget, ...] = _resume_fixed(default=get_args(LoraTarget))
+    """Layers of each block that get an adapter; the first two are attention's, the others the MLP's."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, 0, "rank")
+        yield from _above_zero(self, "alpha")
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            yield f"targets={list(self.targets)}: expected at least one layer, none of them twice"
+
+
 @dataclass(frozen=True)
 class WandbConfig:
     """Weights & Biases; metrics.jsonl is written in any case."""
@@ -336,6 +357,8 @@ class TrainConfig:
     """Run folder; if it holds a run already, training goes on from its newest checkpoint."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and schedule."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters to train instead of the weights; none by default."""
     batch_packs: int = _resume_fixed(default=256)
     """Packed sequences per optimizer step, over all ranks (card: 256 for 3B, 128 for 7B)."""
     micro_batch_packs: int = 1

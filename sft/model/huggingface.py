@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft.config import ModelConfig
+from sft.config import LoraConfig, ModelConfig
 from sft.errors import ConfigError, NumericsError
+from sft.model.lora import PLAIN, add_adapters
 from sft.model.neox import NeoX
 from sft.model.stored_weights import INDEX, WEIGHTS, StoredWeights
 
@@ -119,10 +120,11 @@ def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Name and shape of every parameter, in the order in which they are written."""
+def parameter_shapes(config: ModelConfig, lora: LoraConfig = PLAIN) -> dict[str, torch.Size]:
+    """Name and shape of every parameter, those of adapters included, in the order in which they are written."""
     with torch.device("meta"):
         model = NeoX(config)
+        add_adapters(model, lora)
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
