@@ -17,6 +17,7 @@ from sft.config import ActivationCheckpointing, ModelConfig
 from sft.errors import DataError
 from sft.model.attention import Documents, attend, attend_to_cache
 from sft.model.cache import KVCache
+from sft.model.noise import EmbeddingNoise
 from sft.model.recompute import Run, runners
 
 Rotation = tuple[Tensor, Tensor]
@@ -133,7 +134,13 @@ class NeoX(nn.Module):
         logits_TV: Tensor = self.embed_out(hidden_TD)
         return logits_TV
 
-    def forward(self, input_ids_T: Tensor, documents: Documents, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids_T: Tensor,
+        documents: Documents,
+        cache: KVCache | None = None,
+        noise: EmbeddingNoise | None = None,
+    ) -> Tensor:
         """Hidden states after the final layer norm; with a cache, the tokens continue the sequence in it.
 
         Shapes: (T,) → (T, D).
@@ -147,6 +154,8 @@ class NeoX(nn.Module):
         rotation = rotary_table(self.config, documents.positions_T.device)
         cos, sin = (table_PR[documents.positions_T + num_before][:, None, None] for table_PR in rotation)
         x_TD = self.gpt_neox.embed_in(input_ids_T)
+        if noise is not None:
+            x_TD = noise.added_to(x_TD)
         run_block, run_part = runners(self.activation_checkpointing if torch.is_grad_enabled() else "none")
         for block in self.gpt_neox.layers:
             x_TD = run_block(block, x_TD, (cos, sin), documents, cache, run_part)
