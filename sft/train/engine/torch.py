@@ -23,6 +23,7 @@ from sft.model.objective import Objective
 from sft.train.engine.base import MOMENTS, Kind, Piece, Source, StepResult
 from sft.train.engine.loss_scale import LossScale
 from sft.train.engine.shard import REPLICAS, SHARDS, local, local_start, reduce_gradients, shard
+from sft.train.groups import parameter_groups
 from sft.train.peers import as_peer_errors
 from sft.train.precision import HALF, autocast
 from sft.train.validate import measure
@@ -46,11 +47,10 @@ class TorchEngine:
         self._parameters = dict(model.named_parameters())
         optimizer = config.optimizer
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
+            parameter_groups(model, optimizer),
             lr=optimizer.lr,
             betas=optimizer.betas,
             eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
             fused=True,
         )
         self._loss_scale = LossScale(config)

@@ -148,6 +148,17 @@ def test_weight_decay_reaches_every_parameter_and_the_rate_is_the_given_one(
     assert all(bool((tensor == 2.0 * (1 - 0.5 * 0.1)).all()) for tensor in weights(engine).values())
 
 
+def test_biases_and_norms_do_not_decay_if_the_config_says_so(tiny_config: MakeConfig, shards: Shards) -> None:
+    settings = OptimizerConfig(weight_decay=0.1, lr=1.0, decay_biases_and_norms=False)
+    engine = make_engine(tiny_config(optimizer=settings), shards)
+    for parameter in engine.model.parameters():
+        parameter.data.fill_(2.0)
+        parameter.grad = torch.zeros_like(parameter)
+    engine.step(0.5)
+    for tensor in weights(engine).values():
+        assert bool((tensor == (2.0 if tensor.ndim == 1 else 2.0 * (1 - 0.5 * 0.1))).all())
+
+
 def test_micro_batch_without_supervised_tokens_adds_nothing(tiny_config: MakeConfig, shards: Shards) -> None:
     engine, other = make_engine(tiny_config(), shards), make_engine(tiny_config(), shards)
     split = shards.split("train")
