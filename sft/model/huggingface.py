@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sft.config import LoraConfig, ModelConfig
 from sft.errors import ConfigError, NumericsError
-from sft.model.lora import PLAIN, add_adapters
+from sft.model.lora import PLAIN, add_adapters, is_adapter, merged
 from sft.model.neox import NeoX
 from sft.model.stored_weights import INDEX, WEIGHTS, StoredWeights
 
@@ -128,13 +128,21 @@ def parameter_shapes(config: ModelConfig, lora: LoraConfig = PLAIN) -> dict[str,
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
+def read_weights(folder: Path, config: ModelConfig, lora: LoraConfig = PLAIN) -> Mapping[str, Tensor]:
+    """The weights of a plain model from a folder, each read when it is asked for; adapters are merged into them.
+
+    Raises: DataError naming every missing, unexpected or misshapen tensor.
+    """
+    return merged(StoredWeights(folder, parameter_shapes(config, lora)), lora)
+
+
 @torch.no_grad()
-def load_weights(model: NeoX, folder: Path) -> None:
-    """Copy a folder's weights into the model, into the formats and devices its parameters have.
+def load_weights(model: NeoX, folder: Path, lora: LoraConfig = PLAIN) -> None:
+    """Copy a folder's weights into a plain model, into the formats and devices its parameters have.
 
     Raises: DataError naming every missing, unexpected or misshapen tensor, before any is copied.
     """
-    stored = StoredWeights(folder, {name: parameter.shape for name, parameter in model.named_parameters()})
+    stored = read_weights(folder, model.config, lora)
     for name, parameter in model.named_parameters():
         parameter.copy_(stored[name])
 
@@ -144,11 +152,12 @@ def write_folder(
 ) -> list[Path]:
     """Write config.json and the weights, cast to `dtype`; equal weights give equal bytes. Returns the files.
 
-    `state` is asked for each parameter once and in order, so it may gather tensors as they are needed.
+    `state` is asked for each parameter once and in order, so it may gather tensors as they are needed. Adapters in it
+    are written too.
 
     Raises: NumericsError if a weight is not finite in this format.
     """
-    shapes = parameter_shapes(config)
+    shapes = parameter_shapes(config) | {name: state[name].shape for name in state if is_adapter(name)}
     shards = _shards(shapes, dtype.itemsize, max_shard_bytes)
     names = [_shard_name(number, len(shards)) for number in range(len(shards))]
     for name, parameters in zip(names, shards, strict=True):

@@ -12,6 +12,12 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def saved_bytes(model: nn.Module) -> int:
+    """What a checkpoint takes: all weights, and AdamW's two moments of the trained ones."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights + 2 * sum(parameter.nbytes for parameter in trained(model).values())
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """The trained parameters as optimizers take them: with weight decay and, if biases and norms have none, without.
 

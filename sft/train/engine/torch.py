@@ -23,13 +23,10 @@ from sft.model.objective import Objective
 from sft.train.engine.base import MOMENTS, Kind, Piece, Source, StepResult
 from sft.train.engine.loss_scale import LossScale
 from sft.train.engine.shard import REPLICAS, SHARDS, local, local_start, reduce_gradients, shard
-from sft.train.groups import parameter_groups
+from sft.train.groups import parameter_groups, saved_bytes, trained
 from sft.train.peers import as_peer_errors
 from sft.train.precision import HALF, autocast
 from sft.train.validate import measure
-
-COPIES_SAVED = 3
-"""The weights and AdamW's two moments."""
 
 
 class TorchEngine:
@@ -38,7 +35,7 @@ class TorchEngine:
     def __init__(self, model: NeoX, config: TrainConfig, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
         self.model, self._config, self._device, self._mesh = model, config, device, mesh
-        self.checkpoint_bytes = COPIES_SAVED * sum(parameter.nbytes for parameter in model.parameters())
+        self.checkpoint_bytes = saved_bytes(model)
         self._objective = Objective(model)
         if mesh is not None:
             shard(self._objective, mesh, HALF.get(config.precision))
@@ -97,9 +94,9 @@ class TorchEngine:
             return  # another replica holds the same
         for name, parameter in self._parameters.items():
             yield from _piece("weight", name, parameter, parameter)
-            states = self._optimizer.state[parameter] if self._num_updates else {}
-            for kind in MOMENTS if states else ():
-                yield from _piece(kind, name, parameter, states[kind])
+            moments = self._optimizer.state.get(parameter, {})
+            for kind in MOMENTS if moments else ():
+                yield from _piece(kind, name, parameter, moments[kind])
 
     def state(self) -> dict[str, Any]:
         """The number of updates and the loss scale."""
@@ -119,7 +116,7 @@ class TorchEngine:
         self._loss_scale.restore(state["loss_scale"])
         if not self._num_updates:
             return
-        for name, parameter in self._parameters.items():
+        for name, parameter in trained(self.model).items():
             states = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
             for kind, moment in states.items():
                 _fill(_piece(kind, name, parameter, moment), source)

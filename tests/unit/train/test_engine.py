@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft.config import ActivationCheckpointing, OptimizerConfig, TrainConfig
+from sft.config import ActivationCheckpointing, LoraConfig, OptimizerConfig, TrainConfig
 from sft.data.loader import IGNORE, micro_batches
 from sft.data.shards import Shards, Split
 from sft.model.attention import Documents
+from sft.model.lora import is_adapter
 from sft.train.engine.torch import TorchEngine
 from sft.train.pieces import StoredPieces, write_pieces
 from tests.models import make_engine
@@ -211,3 +212,17 @@ def test_checkpoint_size_is_known_before_it_is_written(tiny_config: MakeConfig, 
     write_pieces(engine.pieces(), engine.model.config, tmp_path, rank=0, size=1)
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert written == pytest.approx(engine.checkpoint_bytes, rel=0.02)
+
+
+def test_adapters_are_trained_and_saved_and_nothing_else_moves(tiny_config: MakeConfig, shards: Shards) -> None:
+    engine = make_engine(tiny_config(lora=LoraConfig(rank=2)), shards)
+    before = weights(engine)
+    for _ in range(2):  # in the first step A stands still, because B is zero
+        accumulate(engine, shards.split("train"), 2)
+        engine.step(1e-3)
+    moved = {name for name, tensor in weights(engine).items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if is_adapter(name)}
+    pieces = list(engine.pieces())
+    assert {piece.name for piece in pieces if piece.kind == "weight"} == before.keys()
+    assert {piece.name for piece in pieces if piece.kind == "exp_avg"} == moved
+    assert engine.checkpoint_bytes == sum(piece.tensor.nbytes for piece in pieces)
