@@ -369,6 +369,8 @@ class TrainConfig:
     """End after this many optimizer steps, even if epochs are left; the schedule follows."""
     seed: int = _resume_fixed(default=0)
     """Seeds order and fresh weights."""
+    neftune_alpha: float = _resume_fixed(default=0.0)
+    """Strength of the noise on input embeddings while training (NEFTune; its paper takes 5 to 15); 0 is none."""
     precision: Precision = _resume_fixed(default="fp16")
     """Arithmetic of forward and backward; weights, gradients and optimizer state stay fp32."""
     fp16_initial_scale_power: int = _resume_fixed(default=12)
@@ -433,7 +435,7 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
         yield from _at_least(self, 1, *counts, "fp16_scale_window", "profile_start_step")
-        switches = ("eval_every_steps", "keep_best", "keep_every_steps", "spike_window", "profile_steps")
+        switches = ("eval_every_steps", "keep_best", "keep_every_steps", "spike_window", "profile_steps", "neftune_alpha")
         yield from _at_least(self, 0, *switches, "stop_margin_s", "hang_timeout_s", "first_step_timeout_s")
         yield from _above_zero(self, "epochs", "peer_timeout_s", "spike_sigmas")
         if self.max_loss is not None:

@@ -127,6 +127,7 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (MODEL, {"num_layers": 0}, "num_layers"),
     (MODEL, {"vocab_size": 0}, "vocab_size"),
     (GenerationConfig(), {"temperature": NAN}, "temperature"),
+    (TRAIN, {"neftune_alpha": -1.0}, "neftune_alpha"),
     (LoraConfig(), {"rank": -1}, "rank"),
     (LoraConfig(), {"alpha": 0.0}, "alpha"),
     (LoraConfig(), {"targets": ()}, "targets"),

@@ -19,6 +19,7 @@ from sft.config import TrainConfig
 from sft.data.loader import Batch
 from sft.model.attention import Documents
 from sft.model.neox import NeoX
+from sft.model.noise import EmbeddingNoise
 from sft.model.objective import Objective
 from sft.train.engine.base import MOMENTS, Kind, Piece, Source, StepResult
 from sft.train.engine.loss_scale import LossScale
@@ -63,7 +64,7 @@ class TorchEngine:
         reduce_gradients(self._objective, now=is_last)
         with as_peer_errors():
             with self.autocast():
-                loss = self._objective(*self._sent(batch))
+                loss = self._objective(*self._sent(batch), noise=self._noise(batch))
             # Gradients are kept batch_packs times too large until the step: divided by the supervised tokens of a whole
             # step, those of one token would be lost below the smallest fp16 number.
             (loss * (self._loss_scale.value * self._config.batch_packs / num_supervised)).backward()
@@ -144,6 +145,9 @@ class TorchEngine:
             group["lr"] = lr
         self._optimizer.step()
         self._num_updates += 1
+
+    def _noise(self, batch: Batch) -> EmbeddingNoise | None:
+        return EmbeddingNoise.for_batch(batch, self._config.neftune_alpha, self.model.config.hidden_size, self._device)
 
     def _sent(self, batch: Batch) -> tuple[Tensor, Documents, Tensor]:
         input_ids_T, targets_T = (self._send(array_T) for array_T in (batch.input_ids_T, batch.targets_T))
