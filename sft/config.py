@@ -389,6 +389,8 @@ class TrainConfig:
         default="none", metadata={"formerly": {"true": "full", "false": "none"}}
     )
     """What the backward pass computes again instead of keeping it: `cheap` norms and GELU, `full` whole blocks."""
+    compile: bool = False
+    """Let torch.compile fuse what is around attention; the first step waits for it, and rounds a little differently."""
     save_every_steps: int = 100
     """Steps between checkpoints; one is always saved at the end and on a stop."""
     keep_checkpoints: int = 3

@@ -95,6 +95,9 @@ class Block(nn.Module):
         # They get their norms along, so that what they need not keep begins before these.
         attention_TD: Tensor = self.attention(x_TD, self.input_layernorm, rotation, documents, cache, run_part)
         mlp_TD: Tensor = self.mlp(x_TD, self.post_attention_layernorm, run_part)
+        return self._sum(x_TD, attention_TD, mlp_TD)
+
+    def _sum(self, x_TD: Tensor, attention_TD: Tensor, mlp_TD: Tensor) -> Tensor:
         return x_TD + attention_TD + mlp_TD  # in this order, both sums are fp32 under autocast
 
 

@@ -14,6 +14,7 @@ import torch
 
 from sft.config import TrainConfig
 from sft.data.shards import TOKENIZER
+from sft.model.compiled import compile_blocks
 from sft.model.huggingface import parameter_shapes, read_config
 from sft.model.lora import add_adapters
 from sft.model.neox import NeoX
@@ -220,6 +221,8 @@ def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch
     with torch.device("meta"):
         model = NeoX(shape, activation_checkpointing=config.activation_checkpointing)
         add_adapters(model, config.lora)
+    if config.compile:
+        compile_blocks(model)
     engine: Engine
     if config.engine == "deepspeed":
         engine = DeepSpeedEngine(model, config, device)
