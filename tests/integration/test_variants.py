@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from safetensors.torch import load_file
 
 from sft.config import LoraConfig, OptimizerConfig, TrainConfig
 from sft.errors import StopRequested
+from sft.model.compiled import compile_blocks
+from sft.train import run
 from sft.train.checkpoint import published
 from sft.train.engine.torch import TorchEngine
 from sft.train.loop import train
@@ -55,6 +58,22 @@ def test_several_processes_do_what_one_does(changes: dict[str, Any], tiny_config
     train(alone)
     finished(fork_ranks(2, lambda world, place: train(together, world=world, environ={}, meeting_place=place)))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6 if alone.precision == "fp32" else 1e-3)
+
+
+def test_compiled_blocks_can_be_sharded_adapted_and_recomputed(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**VARIANTS["all of them in bf16"], "max_steps": 2}
+    plain, fast = tiny_config(**changes), tiny_config(**changes, compile=True, out=str(tmp_path / "fast"))
+    # All but writing and compiling C++, so that the bits stay the same.
+    monkeypatch.setattr(run, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    for config in (plain, fast):
+        finished(
+            fork_ranks(
+                2, lambda world, place, config=config: train(config, world=world, environ={}, meeting_place=place)
+            )
+        )
+    assert losses(fast) == losses(plain)
 
 
 @of_every_variant
