@@ -437,13 +437,24 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
         yield from _at_least(self, 1, *counts, "fp16_scale_window", "profile_start_step")
-        switches = ("eval_every_steps", "keep_best", "keep_every_steps", "spike_window", "profile_steps", "neftune_alpha")
+        switches = (
+            "eval_every_steps",
+            "keep_best",
+            "keep_every_steps",
+            "spike_window",
+            "profile_steps",
+            "neftune_alpha",
+        )
         yield from _at_least(self, 0, *switches, "stop_margin_s", "hang_timeout_s", "first_step_timeout_s")
         yield from _above_zero(self, "epochs", "peer_timeout_s", "spike_sigmas")
         if self.max_loss is not None:
             yield from _above_zero(self, "max_loss")
         if self.fsdp_shard_size is not None:
             yield from _at_least(self, 1, "fsdp_shard_size")
+        if self.engine == "deepspeed" and self.lora.rank:
+            yield f"lora.rank={self.lora.rank}: only with engine=torch"
+        if self.engine == "deepspeed" and self.compile:
+            yield "compile=true: only with engine=torch"
         if self.batch_packs % max(1, self.micro_batch_packs):
             yield f"batch_packs={self.batch_packs}: not a multiple of micro_batch_packs={self.micro_batch_packs}"
         if self.max_steps is not None:

@@ -289,9 +289,8 @@ def _describe(config: Any, path: str, depth: int, origins: Mapping[str, str], li
             lines.append(f"{indent}{name}:")
             _describe(value, f"{path}{name}.", depth + 1, origins, lines)
         else:
-            place = origins.get(f"{path}{name}", "default")
             first, *rest = _shown(name, _plain(value)).split("\n")
-            lines.append(f"{indent}{first}  # {place}")
+            lines.append(f"{indent}{first}  # {origins.get(f'{path}{name}', 'default')}")
             lines.extend(f"{indent}{line}" for line in rest)
 
 

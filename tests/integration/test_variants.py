@@ -4,18 +4,21 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from sft.config import LoraConfig, OptimizerConfig, TrainConfig
+from sft.config import DeepSpeedConfig, LoraConfig, OptimizerConfig, TrainConfig
 from sft.errors import StopRequested
 from sft.model.compiled import compile_blocks
+from sft.model.huggingface import parameter_shapes, read_config
 from sft.train import run
 from sft.train.checkpoint import published
 from sft.train.engine.torch import TorchEngine
 from sft.train.loop import train
+from sft.train.pieces import StoredPieces
 from sft.train.track import read_records
 from tests.ranks import finished, fork_ranks
 
@@ -58,6 +61,23 @@ def test_several_processes_do_what_one_does(changes: dict[str, Any], tiny_config
     train(alone)
     finished(fork_ranks(2, lambda world, place: train(together, world=world, environ={}, meeting_place=place)))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6 if alone.precision == "fp32" else 1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_deepspeed_knows_noise_and_groups_too(stage: Literal[0, 1, 3], tiny_config: MakeConfig, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    changes = {**SHORT, **VARIANTS["noise"], **VARIANTS["no decay of biases"]}
+    zero = {"engine": "deepspeed", "deepspeed": DeepSpeedConfig(zero_stage=stage)}
+    alone, together = tiny_config(**changes), tiny_config(**changes, **zero, out=str(tmp_path / "together"))
+    train(alone)
+    finished(fork_ranks(2, lambda world, place: train(together, world=world, environ={}, meeting_place=place)))
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
+    shapes = parameter_shapes(read_config(checkpoint(alone)))
+    found, expected = (StoredPieces(checkpoint(config), shapes) for config in (together, alone))
+    for name, shape in shapes.items():
+        weights = (stored.flat("weight", name, 0, shape.numel()) for stored in (found, expected))
+        # Within six steps, decay moves a norm's weight by 3e-4.
+        torch.testing.assert_close(*weights, rtol=0, atol=2e-5)
 
 
 def test_compiled_blocks_can_be_sharded_adapted_and_recomputed(

@@ -128,6 +128,8 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (MODEL, {"vocab_size": 0}, "vocab_size"),
     (GenerationConfig(), {"temperature": NAN}, "temperature"),
     (TRAIN, {"neftune_alpha": -1.0}, "neftune_alpha"),
+    (TRAIN, {"lora": LoraConfig(rank=1), "engine": "deepspeed"}, "lora.rank"),
+    (TRAIN, {"compile": True, "engine": "deepspeed"}, "compile"),
     (LoraConfig(), {"rank": -1}, "rank"),
     (LoraConfig(), {"alpha": 0.0}, "alpha"),
     (LoraConfig(), {"targets": ()}, "targets"),
