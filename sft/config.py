@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+ActivationCheckpointing = Literal["none", "cheap", "full"]
 
 
 def _resume_fixed(**options: Any) -> Any:
@@ -273,6 +274,8 @@ class OptimizerConfig:
     """Adam's epsilon; the card is silent: the value of PyTorch and of Alpaca's procedure."""
     weight_decay: float = _resume_fixed(default=0.01)
     """Decoupled weight decay on all parameters (card)."""
+    decay_biases_and_norms: bool = _resume_fixed(default=True)
+    """False leaves biases and layer norms without weight decay; the card decays all."""
     clip_norm: float = _resume_fixed(default=1.0)
     """Gradient norm limit; the card is silent: the base model's pre-training value. 0 switches it off."""
     warmup_steps: int = _resume_fixed(default=50)
@@ -291,6 +294,27 @@ class OptimizerConfig:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 yield f"betas={self.betas}: expected values from 0 up to 1"
+
+
+LoraTarget = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: train small matrices beside frozen weights instead of the weights."""
+
+    rank: int = _resume_fixed(default=0)
+    """Width of the adapters; 0 trains all weights."""
+    alpha: float = _resume_fixed(default=16.0)
+    """The adapters' share of a layer's output is scaled by alpha / rank."""
+    targets: tuple[LoraTarget, ...] = _resume_fixed(default=get_args(LoraTarget))
+    """Layers of each block that get an adapter; the first two are attention's, the others the MLP's."""
+
+    def problems(self) -> Iterator[str]:
+        yield from _at_least(self, 0, "rank")
+        yield from _above_zero(self, "alpha")
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            yield f"targets={list(self.targets)}: expected at least one layer, none of them twice"
 
 
 @dataclass(frozen=True)
@@ -333,6 +357,8 @@ class TrainConfig:
     """Run folder; if it holds a run already, training goes on from its newest checkpoint."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and schedule."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters to train instead of the weights; none by default."""
     batch_packs: int = _resume_fixed(default=256)
     """Packed sequences per optimizer step, over all ranks (card: 256 for 3B, 128 for 7B)."""
     micro_batch_packs: int = 1
@@ -343,6 +369,8 @@ class TrainConfig:
     """End after this many optimizer steps, even if epochs are left; the schedule follows."""
     seed: int = _resume_fixed(default=0)
     """Seeds order and fresh weights."""
+    neftune_alpha: float = _resume_fixed(default=0.0)
+    """Strength of the noise on input embeddings while training (NEFTune; its paper takes 5 to 15); 0 is none."""
     precision: Precision = _resume_fixed(default="fp16")
     """Arithmetic of forward and backward; weights, gradients and optimizer state stay fp32."""
     fp16_initial_scale_power: int = _resume_fixed(default=12)
@@ -357,8 +385,12 @@ class TrainConfig:
     """Processes that share one copy of the model, such as those of a node; null shares it among all."""
     device: Device = "auto"
     """`auto` takes CUDA if there is one."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    activation_checkpointing: ActivationCheckpointing = field(
+        default="none", metadata={"formerly": {"true": "full", "false": "none"}}
+    )
+    """What the backward pass computes again instead of keeping it: `cheap` norms and GELU, `full` whole blocks."""
+    compile: bool = False
+    """Let torch.compile fuse what is around attention; the first step waits for it, and rounds a little differently."""
     save_every_steps: int = 100
     """Steps between checkpoints; one is always saved at the end and on a stop."""
     keep_checkpoints: int = 3
@@ -407,13 +439,24 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         counts = ("batch_packs", "micro_batch_packs", "save_every_steps", "eval_max_packs", "max_bad_steps")
         yield from _at_least(self, 1, *counts, "fp16_scale_window", "profile_start_step")
-        switches = ("eval_every_steps", "keep_best", "keep_every_steps", "spike_window", "profile_steps")
+        switches = (
+            "eval_every_steps",
+            "keep_best",
+            "keep_every_steps",
+            "spike_window",
+            "profile_steps",
+            "neftune_alpha",
+        )
         yield from _at_least(self, 0, *switches, "stop_margin_s", "hang_timeout_s", "first_step_timeout_s")
         yield from _above_zero(self, "epochs", "peer_timeout_s", "spike_sigmas")
         if self.max_loss is not None:
             yield from _above_zero(self, "max_loss")
         if self.fsdp_shard_size is not None:
             yield from _at_least(self, 1, "fsdp_shard_size")
+        if self.engine == "deepspeed" and self.lora.rank:
+            yield f"lora.rank={self.lora.rank}: only with engine=torch"
+        if self.engine == "deepspeed" and self.compile:
+            yield "compile=true: only with engine=torch"
         if self.batch_packs % max(1, self.micro_batch_packs):
             yield f"batch_packs={self.batch_packs}: not a multiple of micro_batch_packs={self.micro_batch_packs}"
         if self.max_steps is not None:

@@ -177,6 +177,8 @@ def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mist
     for name, field in fields.items():
         if name in values:
             arguments[name] = _convert(hints[name], values[name], f"{path}{name}", origins, mistakes)
+            if arguments[name] is BAD and (today := field.metadata.get("formerly", {}).get(str(values[name]).lower())):
+                mistakes[-1] += f"; write {today} instead"
         elif dataclasses.is_dataclass(hints[name]) and field.default_factory is dataclasses.MISSING:
             arguments[name] = _build(hints[name], {}, f"{path}{name}.", origins, mistakes)
         elif not _has_default(field):
@@ -287,10 +289,8 @@ def _describe(config: Any, path: str, depth: int, origins: Mapping[str, str], li
             lines.append(f"{indent}{name}:")
             _describe(value, f"{path}{name}.", depth + 1, origins, lines)
         else:
-            shown = _shown(name, _plain(value))
-            place = origins.get(f"{path}{name}", "default")
-            first, *rest = shown.split("\n")
-            lines.append(f"{indent}{first}  # {place}")
+            first, *rest = _shown(name, _plain(value)).split("\n")
+            lines.append(f"{indent}{first}  # {origins.get(f'{path}{name}', 'default')}")
             lines.extend(f"{indent}{line}" for line in rest)
 
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from sft.config import InitConfig, ModelConfig, TrainConfig
+from sft.config import InitConfig, LoraConfig, ModelConfig, TrainConfig
 from sft.data.shards import Shards
+from sft.model.lora import PLAIN, add_adapters
 from sft.model.neox import NeoX, build
 from sft.train.engine.torch import TorchEngine
 from sft.train.weights import StartingWeights, starting_shape
@@ -12,9 +13,10 @@ CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def starting_model(init: InitConfig, shape: ModelConfig, seed: int = 0) -> NeoX:
+def starting_model(init: InitConfig, shape: ModelConfig, seed: int = 0, lora: LoraConfig = PLAIN) -> NeoX:
     """The model with its first weights."""
-    model, weights = build(shape, CPU), StartingWeights(init, shape, seed)
+    model, weights = build(shape, CPU), StartingWeights(init, shape, seed, lora)
+    add_adapters(model, lora)
     for name, parameter in model.named_parameters():
         parameter.copy_(weights.flat("weight", name, 0, parameter.numel()).view(parameter.shape))
     return model
@@ -22,4 +24,5 @@ def starting_model(init: InitConfig, shape: ModelConfig, seed: int = 0) -> NeoX:
 
 def make_engine(config: TrainConfig, shards: Shards) -> TorchEngine:
     """An engine at the start of a run, alone."""
-    return TorchEngine(starting_model(config.model, starting_shape(config.model, shards), config.seed), config, CPU)
+    shape = starting_shape(config.model, shards)
+    return TorchEngine(starting_model(config.model, shape, config.seed, config.lora), config, CPU)

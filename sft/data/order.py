@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,17 @@ class Order:
         first = step * self.batch_packs
         return [self._pack(position) for position in range(first, min(first + self.batch_packs, self.num_samples))]
 
+    def noise_seed(self, step: int) -> int:
+        """What the noise of optimizer step `step` is made from."""
+        return int(hashes(hashes(self.seed, _NOISE), step)[0])
+
     def _pack(self, position: int) -> int:
         epoch, place = divmod(position, self.num_packs)
         return int(_permutation(self.num_packs, self.seed, epoch)[place])
+
+
+_NOISE = 0x6E6F697365
+"""Keeps the numbers for noise apart from those for the order: no run has as many epochs."""
 
 
 @lru_cache(maxsize=2)
@@ -54,9 +62,15 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[Any]:
 
     Own arithmetic instead of a library's shuffle, because those may change with the library's version.
     """
-    start = _mix(_mix(np.full(1, seed, np.uint64)) + np.full(1, epoch, np.uint64))
+    start = hashes(seed, epoch)
     keys = _mix(np.add(start, np.arange(count, dtype=np.uint64), dtype=np.uint64))
     return np.argsort(keys, kind="stable")
+
+
+def hashes(seeds: ArrayLike, numbers: ArrayLike) -> NDArray[np.uint64]:
+    """A 64-bit hash of each seed with each number, element by element; always an array with a dimension."""
+    seed_N, number_N = (np.atleast_1d(np.asarray(values, np.uint64)) for values in (seeds, numbers))
+    return _mix(np.add(_mix(seed_N), number_N))
 
 
 def scatter(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -9,6 +9,7 @@ import torch
 from sft.chat.tokenizer import ChatTokenizer
 from sft.errors import ConfigError
 from sft.model.huggingface import load_weights, read_config
+from sft.model.lora import PLAIN
 from sft.model.neox import NeoX, build
 from sft.storage.manifest import MANIFEST
 from sft.train.checkpoint import STATE, State, damage, published, require_whole
@@ -37,7 +38,7 @@ def load(path: Path, device: torch.device) -> Loaded:
     if tokenizer.num_ids > shape.vocab_size:
         raise ConfigError(f"{tokenizer.num_ids} token ids for {shape.vocab_size} embedding rows", on=folder)
     model = build(shape, device)
-    load_weights(model, folder)
+    load_weights(model, folder, state.lora if state else PLAIN)
     return Loaded(folder, model.eval(), tokenizer, state)
 
 

@@ -99,8 +99,16 @@ def _training(training: Mapping[str, Any]) -> Iterator[str]:
         "AdamW": f"betas {tuple(optimizer['betas'])}, weight decay {optimizer['weight_decay']}",
         "precision": f"{config['precision']} arithmetic, fp32 weights",
         "seed": str(config["seed"]),
+        **_adapters(config.get("lora", {})),
     }
     yield from ("| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items()))
+
+
+def _adapters(lora: Mapping[str, Any]) -> dict[str, str]:
+    if not lora.get("rank"):
+        return {}
+    where = f"rank {lora['rank']} and alpha {lora['alpha']} on {', '.join(lora['targets'])}"
+    return {"adapters": f"LoRA of {where}, merged into the weights"}
 
 
 def _data(shards: Mapping[str, Any]) -> Iterator[str]:

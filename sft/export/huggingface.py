@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -19,9 +20,10 @@ from sft.errors import ConfigError, DataError
 from sft.export.card import CardFacts, model_card
 from sft.export.template import chat_template, verify_template
 from sft.model.attention import Documents
-from sft.model.huggingface import load_weights, parameter_shapes, read_config, write_folder
+from sft.model.huggingface import parameter_shapes, read_config, read_weights, write_folder
+from sft.model.lora import PLAIN
 from sft.model.neox import build
-from sft.model.stored_weights import HEAD, NEWER_HEAD, StoredWeights
+from sft.model.stored_weights import HEAD, NEWER_HEAD
 from sft.storage.manifest import MANIFEST
 from sft.storage.publish import staged
 from sft.train.checkpoint import State, require_whole
@@ -46,7 +48,8 @@ def export(checkpoint: Path, out: Path, config: ExportConfig) -> None:
     state = require_whole(checkpoint) if (checkpoint / MANIFEST).is_file() else None
     shape, tokenizer = read_config(checkpoint), ChatTokenizer.load(checkpoint)
     system = CARD_SYSTEM_PROMPT if config.system is None else config.system
-    weights = StoredWeights(checkpoint, parameter_shapes(shape))
+    lora = state.lora if state else PLAIN
+    weights = read_weights(checkpoint, shape, lora)
     with staged(out) as folder:
         write_folder(weights, shape, folder, DTYPES[config.dtype], config.max_shard_bytes)
         _write_tokenizer(folder, tokenizer, shape, system)
@@ -55,7 +58,7 @@ def export(checkpoint: Path, out: Path, config: ExportConfig) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
         with _no_progress_bars():
             _verify_tokenizer(folder, tokenizer, system)
-            _verify_model(folder, checkpoint, shape, config.dtype)
+            _verify_model(folder, weights, shape, config.dtype)
 
 
 def _write_tokenizer(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig, system: str) -> None:
@@ -118,7 +121,7 @@ def _verify_tokenizer(folder: Path, tokenizer: ChatTokenizer, system: str) -> No
 
 
 @torch.inference_mode()
-def _verify_model(folder: Path, checkpoint: Path, shape: ModelConfig, dtype: str) -> None:
+def _verify_model(folder: Path, weights: Mapping[str, Tensor], shape: ModelConfig, dtype: str) -> None:
     """Compare what transformers makes of the folder with our model and the checkpoint's own weights."""
     if _num_parameters(shape) > MAX_PARAMETERS_RUN:
         _verify_names(folder, shape)
@@ -127,7 +130,7 @@ def _verify_model(folder: Path, checkpoint: Path, shape: ModelConfig, dtype: str
     if any(report.values()):
         raise DataError(f"transformers does not find the tensors it expects: {report}", on=folder)
     ours = build(shape, "cpu")
-    load_weights(ours, checkpoint)
+    ours.load_state_dict(weights)
     num_tokens = min(64, shape.max_positions)
     input_ids_T = torch.arange(num_tokens) * 7919 % shape.vocab_size  # spread over the vocabulary
     expected_TV = ours.logits(ours(input_ids_T, Documents.of([num_tokens])))

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft.config import ModelConfig
+from sft.config import LoraConfig, ModelConfig
 from sft.errors import ConfigError, NumericsError
+from sft.model.lora import PLAIN, add_adapters, is_adapter, merged
 from sft.model.neox import NeoX
 from sft.model.stored_weights import INDEX, WEIGHTS, StoredWeights
 
@@ -119,20 +120,29 @@ def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Name and shape of every parameter, in the order in which they are written."""
+def parameter_shapes(config: ModelConfig, lora: LoraConfig = PLAIN) -> dict[str, torch.Size]:
+    """Name and shape of every parameter, those of adapters included, in the order in which they are written."""
     with torch.device("meta"):
         model = NeoX(config)
+        add_adapters(model, lora)
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
+def read_weights(folder: Path, config: ModelConfig, lora: LoraConfig = PLAIN) -> Mapping[str, Tensor]:
+    """The weights of a plain model from a folder, each read when it is asked for; adapters are merged into them.
+
+    Raises: DataError naming every missing, unexpected or misshapen tensor.
+    """
+    return merged(StoredWeights(folder, parameter_shapes(config, lora)), lora)
+
+
 @torch.no_grad()
-def load_weights(model: NeoX, folder: Path) -> None:
-    """Copy a folder's weights into the model, into the formats and devices its parameters have.
+def load_weights(model: NeoX, folder: Path, lora: LoraConfig = PLAIN) -> None:
+    """Copy a folder's weights into a plain model, into the formats and devices its parameters have.
 
     Raises: DataError naming every missing, unexpected or misshapen tensor, before any is copied.
     """
-    stored = StoredWeights(folder, {name: parameter.shape for name, parameter in model.named_parameters()})
+    stored = read_weights(folder, model.config, lora)
     for name, parameter in model.named_parameters():
         parameter.copy_(stored[name])
 
@@ -142,11 +152,12 @@ def write_folder(
 ) -> list[Path]:
     """Write config.json and the weights, cast to `dtype`; equal weights give equal bytes. Returns the files.
 
-    `state` is asked for each parameter once and in order, so it may gather tensors as they are needed.
+    `state` is asked for each parameter once and in order, so it may gather tensors as they are needed. Adapters in it
+    are written too.
 
     Raises: NumericsError if a weight is not finite in this format.
     """
-    shapes = parameter_shapes(config)
+    shapes = parameter_shapes(config) | {name: state[name].shape for name in state if is_adapter(name)}
     shards = _shards(shapes, dtype.itemsize, max_shard_bytes)
     names = [_shard_name(number, len(shards)) for number in range(len(shards))]
     for name, parameters in zip(names, shards, strict=True):

@@ -58,8 +58,9 @@ class _LossSum(torch.autograd.Function):
         scale = 2.0**15 if dtype == torch.float16 else 1.0
         head_VD = head_weight_VD.to(dtype)
         hidden_grad_TD = torch.zeros_like(hidden_TD)
-        head_grad_VD = torch.zeros_like(head_weight_VD, dtype=_sum_dtype(dtype))
-        losses = [hidden_TD.new_zeros(0, dtype=head_grad_VD.dtype)]
+        losses = [hidden_TD.new_zeros(0, dtype=_sum_dtype(dtype))]
+        # A frozen head has no gradient.
+        head_grad_VD = torch.zeros_like(head_weight_VD, dtype=losses[0].dtype) if ctx.needs_input_grad[1] else None
         for rows_C, targets_C in _chunks(targets_T, chunk_rows):
             hidden_CD = hidden_TD[rows_C].to(dtype)
             logits_CV = _product(hidden_CD, head_VD.t())
@@ -67,15 +68,16 @@ class _LossSum(torch.autograd.Function):
             logits_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
             grad_CV = logits_CV.mul_(scale).to(dtype)
             hidden_grad_TD[rows_C] = _gradient(grad_CV, head_VD).div_(scale).to(hidden_TD.dtype)
-            head_grad_VD.add_(_gradient(grad_CV.t(), hidden_CD), alpha=1 / scale)
-        ctx.save_for_backward(hidden_grad_TD, head_grad_VD.to(head_weight_VD.dtype))
+            if head_grad_VD is not None:
+                head_grad_VD.add_(_gradient(grad_CV.t(), hidden_CD), alpha=1 / scale)
+        ctx.save_for_backward(hidden_grad_TD, None if head_grad_VD is None else head_grad_VD.to(head_weight_VD.dtype))
         return torch.cat(losses).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad_TD, head_grad_VD = ctx.saved_tensors
-        return hidden_grad_TD * upstream, head_grad_VD * upstream, None, None
+        return hidden_grad_TD * upstream, None if head_grad_VD is None else head_grad_VD * upstream, None, None
 
 
 def _chunks(targets_T: Tensor, chunk_rows: int) -> Iterator[tuple[Tensor, Tensor]]:

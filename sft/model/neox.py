@@ -4,7 +4,7 @@ The input is a flat row of packed documents, without a batch dimension. Paramete
 Hugging Face GPT-NeoX folders have on disk, so nothing is ever renamed.
 
 Shape letters: T tokens, D width of the residual stream, H heads, E dimensions per head, R rotated ones among
-them, F width of the MLP, V vocabulary rows, P positions.
+them, X = 3 D, F width of the MLP, V vocabulary rows, P positions.
 """
 
 from functools import lru_cache
@@ -12,19 +12,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
-from torch.utils.checkpoint import checkpoint
 
-from sft.config import ModelConfig
+from sft.config import ActivationCheckpointing, ModelConfig
 from sft.errors import DataError
 from sft.model.attention import Documents, attend, attend_to_cache
 from sft.model.cache import KVCache
+from sft.model.noise import EmbeddingNoise
+from sft.model.recompute import Run, runners
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine for each token, both of shape (T, 1, 1, R / 2), fp32."""
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions on the first R dimensions of each head."""
+    """Layer norm and self-attention with rotary positions on the first R dimensions of each head."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -32,29 +33,49 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None) -> Tensor:
-        # The fused weight holds q, k and v of the first head, then those of the second, and so on.
-        qkv_TH3E = self.query_key_value(x_TD).view(x_TD.shape[0], -1, 3, self.head_dim)
-        q_THE, k_THE = rotate(qkv_TH3E[:, :, :2], rotation).unbind(2)
-        v_THE = qkv_TH3E[:, :, 2]
+    def forward(
+        self,
+        x_TD: Tensor,
+        norm: nn.LayerNorm,
+        rotation: Rotation,
+        documents: Documents,
+        cache: KVCache | None,
+        run_part: Run,
+    ) -> Tensor:
+        q_THE, k_THE, v_THE = self._heads(x_TD, norm, rotation, run_part)
         if cache is None:
             out_THE = attend(q_THE, k_THE, v_THE, documents)
         else:
             out_THE = attend_to_cache(q_THE, *cache.append(self.layer, k_THE, v_THE))
-        out_TD: Tensor = self.dense(out_THE.reshape(x_TD.shape))
+        out_TD: Tensor = run_part(self._out, out_THE)
+        return out_TD
+
+    def _heads(
+        self, x_TD: Tensor, norm: nn.LayerNorm, rotation: Rotation, run_part: Run
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_TX: Tensor = run_part(lambda x_TD: self.query_key_value(norm(x_TD)), x_TD)
+        # The fused weight holds q, k and v of the first head, then those of the second, and so on.
+        qk_TH2E, v_TH1E = torch.split(qkv_TX.view(x_TD.shape[0], -1, 3, self.head_dim), [2, 1], dim=2)
+        q_THE, k_THE = rotate(qk_TH2E, rotation).unbind(2)
+        # The values are copied: as a view they would keep the queries and keys from before the rotation in memory.
+        return q_THE, k_THE, v_TH1E.squeeze(2).contiguous()
+
+    def _out(self, out_THE: Tensor) -> Tensor:
+        out_TD: Tensor = self.dense(out_THE.flatten(1))
         return out_TD
 
 
 class MLP(nn.Module):
-    """Two linear layers around the exact (erf) GELU."""
+    """Layer norm and two linear layers around the exact (erf) GELU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
         self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        out_TD: Tensor = self.dense_4h_to_h(gelu(self.dense_h_to_4h(x_TD)))
+    def forward(self, x_TD: Tensor, norm: nn.LayerNorm, run_part: Run) -> Tensor:
+        up_TF = run_part(lambda x_TD: self.dense_h_to_4h(norm(x_TD)), x_TD)
+        out_TD: Tensor = run_part(lambda up_TF: self.dense_4h_to_h(gelu(up_TF)), up_TF)
         return out_TD
 
 
@@ -68,9 +89,15 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None) -> Tensor:
-        attention_TD: Tensor = self.attention(self.input_layernorm(x_TD), rotation, documents, cache)
-        mlp_TD: Tensor = self.mlp(self.post_attention_layernorm(x_TD))
+    def forward(
+        self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None, run_part: Run
+    ) -> Tensor:
+        # They get their norms along, so that what they need not keep begins before these.
+        attention_TD: Tensor = self.attention(x_TD, self.input_layernorm, rotation, documents, cache, run_part)
+        mlp_TD: Tensor = self.mlp(x_TD, self.post_attention_layernorm, run_part)
+        return self._sum(x_TD, attention_TD, mlp_TD)
+
+    def _sum(self, x_TD: Tensor, attention_TD: Tensor, mlp_TD: Tensor) -> Tensor:
         return x_TD + attention_TD + mlp_TD  # in this order, both sums are fp32 under autocast
 
 
@@ -85,12 +112,12 @@ class Trunk(nn.Module):
 
 
 class NeoX(nn.Module):
-    """A GPT-NeoX language model; `activation_checkpointing` recomputes each block in the backward pass."""
+    """A GPT-NeoX language model; `activation_checkpointing` says what its blocks keep for the backward pass."""
 
-    def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: ModelConfig, *, activation_checkpointing: ActivationCheckpointing = "none") -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing: ActivationCheckpointing = activation_checkpointing
         self.gpt_neox = Trunk(config)
         self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -110,7 +137,13 @@ class NeoX(nn.Module):
         logits_TV: Tensor = self.embed_out(hidden_TD)
         return logits_TV
 
-    def forward(self, input_ids_T: Tensor, documents: Documents, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids_T: Tensor,
+        documents: Documents,
+        cache: KVCache | None = None,
+        noise: EmbeddingNoise | None = None,
+    ) -> Tensor:
         """Hidden states after the final layer norm; with a cache, the tokens continue the sequence in it.
 
         Shapes: (T,) → (T, D).
@@ -124,15 +157,11 @@ class NeoX(nn.Module):
         rotation = rotary_table(self.config, documents.positions_T.device)
         cos, sin = (table_PR[documents.positions_T + num_before][:, None, None] for table_PR in rotation)
         x_TD = self.gpt_neox.embed_in(input_ids_T)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        if noise is not None:
+            x_TD = noise.added_to(x_TD)
+        run_block, run_part = runners(self.activation_checkpointing if torch.is_grad_enabled() else "none")
         for block in self.gpt_neox.layers:
-            if recompute:
-                # No block draws random numbers, so their state need not be kept for the second pass.
-                x_TD = checkpoint(
-                    block, x_TD, (cos, sin), documents, cache, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x_TD = block(x_TD, (cos, sin), documents, cache)
+            x_TD = run_block(block, x_TD, (cos, sin), documents, cache, run_part)
         if cache is not None:
             cache.advance(documents.num_tokens)
         hidden_TD: Tensor = self.gpt_neox.final_layer_norm(x_TD)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sft.model.attention import Documents
 from sft.model.loss import supervised_loss_sum, token_losses
 from sft.model.neox import NeoX
+from sft.model.noise import EmbeddingNoise
 
 
 class Objective(nn.Module):
@@ -18,9 +19,15 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids_T: Tensor, documents: Documents, targets_T: Tensor, *, per_token: bool = False
+        self,
+        input_ids_T: Tensor,
+        documents: Documents,
+        targets_T: Tensor,
+        *,
+        noise: EmbeddingNoise | None = None,
+        per_token: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The summed loss, or each supervised token's loss and whether its target was the likeliest."""
-        hidden_TD = self.model(input_ids_T, documents)
+        hidden_TD = self.model(input_ids_T, documents, noise=noise)
         measure = token_losses if per_token else supervised_loss_sum
         return measure(hidden_TD, self.model.head_weight, targets_T)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft.config import LoraConfig
 from sft.errors import DataError, StorageError
 from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
 from sft.storage.publish import STAGING_PREFIX, staging_path, sync_folder, write_text
@@ -54,6 +55,12 @@ class State:
     rng: dict[str, str]
     """State of PyTorch's random generators by device, as hex digits."""
     versions: dict[str, str]
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The adapters beside the weights in the checkpoint."""
+        values = self.config.get("lora", {})
+        return LoraConfig(**{**values, "targets": tuple(values["targets"])}) if values else LoraConfig()
 
     @classmethod
     def read(cls, folder: Path) -> "State":

@@ -161,7 +161,8 @@ def forward_backward(run: Run, packs: Sequence[int], num_supervised: int) -> Non
     """
     config, split = run.config, run.inputs.split
     last = num_rounds(len(packs), config.micro_batch_packs, run.peers) - 1
-    batches = shared_batches(split, packs, config.micro_batch_packs, run.peers, run.cost_per_token)
+    noise_seed = run.inputs.order.noise_seed(run.counts.num_steps) if config.neftune_alpha else None
+    batches = shared_batches(split, packs, config.micro_batch_packs, run.peers, run.cost_per_token, noise_seed)
     for number, batch in enumerate(run.pace.loading(batches)):
         run.beat(STEP)
         _require_mask(batch, split, run.config.shards)

@@ -51,10 +51,11 @@ class StoredPieces:
     Raises: DataError if the files do not hold exactly this model's parameters and, where there are any, moments.
     """
 
-    def __init__(self, folder: Path, shapes: Shapes) -> None:
+    def __init__(self, folder: Path, shapes: Shapes, trained: Iterable[str] | None = None) -> None:
+        """`trained` names the parameters that have moments; all do without it."""
         self._weights = StoredWeights(folder, shapes)
         files = sorted(folder.glob("optimizer*.safetensors"))
-        names = {f"{name}.{kind}": shape for name, shape in shapes.items() for kind in MOMENTS}
+        names = {f"{name}.{kind}": shapes[name] for name in trained or shapes for kind in MOMENTS}
         self._moments = StoredTensors(files, names, folder) if _hold_anything(files) else None
 
     def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 
 from sft.config import TrainConfig
 from sft.data.shards import TOKENIZER
+from sft.model.compiled import compile_blocks
 from sft.model.huggingface import parameter_shapes, read_config
+from sft.model.lora import add_adapters
 from sft.model.neox import NeoX
 from sft.settings import as_values
 from sft.train import track
@@ -24,6 +26,7 @@ from sft.train.engine.deepspeed import DeepSpeedEngine
 from sft.train.engine.shard import make_mesh
 from sft.train.engine.torch import TorchEngine
 from sft.train.folder import RunFolder
+from sft.train.groups import trained
 from sft.train.health import Counts
 from sft.train.inputs import Inputs
 from sft.train.ledger import Ledger
@@ -217,6 +220,9 @@ def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch
     shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
     with torch.device("meta"):
         model = NeoX(shape, activation_checkpointing=config.activation_checkpointing)
+        add_adapters(model, config.lora)
+    if config.compile:
+        compile_blocks(model)
     engine: Engine
     if config.engine == "deepspeed":
         engine = DeepSpeedEngine(model, config, device)
@@ -224,7 +230,8 @@ def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch
         mesh = make_mesh(device, peers.size, config.fsdp_shard_size) if peers.size > 1 else None
         engine = TorchEngine(model, config, device, mesh)
     if checkpoint and state:
-        engine.restore(StoredPieces(checkpoint, parameter_shapes(shape)), state.engine)
+        shapes = parameter_shapes(shape, config.lora)
+        engine.restore(StoredPieces(checkpoint, shapes, trained(model)), state.engine)
     else:
-        engine.load(StartingWeights(config.model, shape, config.seed))
+        engine.load(StartingWeights(config.model, shape, config.seed, config.lora))
     return engine

@@ -9,14 +9,19 @@ from sft.train.peers import Peers
 
 
 def shared_batches(
-    split: Split, packs: Sequence[int], micro_batch_packs: int, peers: Peers, cost_per_token: float = 0.0
+    split: Split,
+    packs: Sequence[int],
+    micro_batch_packs: int,
+    peers: Peers,
+    cost_per_token: float = 0.0,
+    noise_seed: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of this process; who has fewer packs than others ends with an empty one.
 
     A token costs as much as attending to `cost_per_token` other tokens does.
     """
     share = my_share(split, packs, peers, cost_per_token)
-    yield from micro_batches(split, share, micro_batch_packs)
+    yield from micro_batches(split, share, micro_batch_packs, noise_seed)
     for _ in range(-(-len(share) // micro_batch_packs), num_rounds(len(packs), micro_batch_packs, peers)):
         yield Batch.empty()
 

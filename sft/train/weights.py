@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sft.config import InitConfig, ModelConfig
+from sft.config import InitConfig, LoraConfig, ModelConfig
 from sft.data.shards import TOKENIZER, Shards
 from sft.errors import ConfigError
 from sft.model.huggingface import parameter_shapes, read_config
+from sft.model.lora import PLAIN, first_values, is_adapter
 from sft.model.neox import build, initialise
 from sft.model.presets import PRESETS
 from sft.model.stored_weights import StoredWeights
@@ -40,7 +41,8 @@ def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
 class StartingWeights:
     """The first weights of a run, for an engine to take its share of."""
 
-    def __init__(self, init: InitConfig, shape: ModelConfig, seed: int) -> None:
+    def __init__(self, init: InitConfig, shape: ModelConfig, seed: int, lora: LoraConfig = PLAIN) -> None:
+        self._seed, self._shapes = seed, parameter_shapes(shape, lora)
         self._stored = None if init.weights == SCRATCH else StoredWeights(Path(init.weights), parameter_shapes(shape))
         self._fresh: dict[str, Tensor] = {}
         if self._stored is None:
@@ -52,6 +54,8 @@ class StartingWeights:
         """The elements of a flattened parameter from start to stop; moments begin at 0."""
         if kind != "weight":
             return torch.zeros(stop - start)
+        if is_adapter(name):
+            return first_values(name, self._shapes[name], self._seed).flatten()[start:stop]
         if self._stored is not None:
             return self._stored.flat(name, start, stop)
         return self._fresh[name].flatten()[start:stop]

@@ -18,6 +18,7 @@ from sft.config import (
     ExportConfig,
     GenerationConfig,
     InitConfig,
+    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     SourceConfig,
@@ -126,6 +127,13 @@ MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     (MODEL, {"num_layers": 0}, "num_layers"),
     (MODEL, {"vocab_size": 0}, "vocab_size"),
     (GenerationConfig(), {"temperature": NAN}, "temperature"),
+    (TRAIN, {"neftune_alpha": -1.0}, "neftune_alpha"),
+    (TRAIN, {"lora": LoraConfig(rank=1), "engine": "deepspeed"}, "lora.rank"),
+    (TRAIN, {"compile": True, "engine": "deepspeed"}, "compile"),
+    (LoraConfig(), {"rank": -1}, "rank"),
+    (LoraConfig(), {"alpha": 0.0}, "alpha"),
+    (LoraConfig(), {"targets": ()}, "targets"),
+    (LoraConfig(), {"targets": ("dense", "dense")}, "targets"),
 ]
 
 
@@ -146,7 +154,9 @@ def test_a_value_out_of_range_is_named(good: Any, change: dict[str, Any], named:
 
 
 @pytest.mark.parametrize(
-    "settings", [SOURCE, BUILD, TRAIN, MODEL, OptimizerConfig(), EvalConfig(), ChatConfig(), ExportConfig()], ids=label
+    "settings",
+    [SOURCE, BUILD, TRAIN, MODEL, OptimizerConfig(), LoraConfig(), EvalConfig(), ChatConfig(), ExportConfig()],
+    ids=label,
 )
 def test_the_defaults_have_no_problem(settings: Any) -> None:
     assert problems(settings) == []

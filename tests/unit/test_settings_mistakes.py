@@ -137,3 +137,20 @@ def test_a_setting_cannot_hold_a_value_and_settings() -> None:
 def test_a_setting_cannot_hold_settings_and_a_value() -> None:
     with pytest.raises(ConfigError, match="inner"):
         read_arguments(["inner.rate=2", "inner={name: x}"])
+
+
+@pytest.mark.parametrize(("written", "advice"), [("true", "full"), ("false", "none")])
+def test_a_value_of_an_earlier_version_is_refused_with_today_s(tmp_path: Path, written: str, advice: str) -> None:
+    yaml_file = tmp_path / "config.yaml"
+    yaml_file.write_text(f"activation_checkpointing: {written}\n")
+    for layer in (read_yaml(yaml_file), read_arguments([f"activation_checkpointing={written}"])):
+        message = refusal(TRAIN, layer, schema=TrainConfig)
+        assert message.endswith(f"expected one of none, cheap, full; write {advice} instead")
+
+
+@pytest.mark.parametrize("written", ["none", "cheap", "full"])
+def test_the_word_none_is_a_policy_and_not_an_empty_value(tmp_path: Path, written: str) -> None:
+    yaml_file = tmp_path / "config.yaml"
+    yaml_file.write_text(f"activation_checkpointing: {written}\n")
+    for layer in (read_yaml(yaml_file), read_arguments([f"activation_checkpointing={written}"])):
+        assert load(TrainConfig, [Layer("file", TRAIN), layer]).config.activation_checkpointing == written

@@ -25,11 +25,13 @@ from sft.data.loader import Batch
 from sft.errors import ConfigError
 from sft.model.attention import Documents
 from sft.model.neox import NeoX
+from sft.model.noise import EmbeddingNoise
 from sft.model.objective import Objective
 from sft.train.engine.base import MOMENTS, Piece, Source, StepResult
 from sft.train.engine.deepspeed_config import deepspeed_json
 from sft.train.engine.loss_scale import LossScale
 from sft.train.engine.zero_layout import owned, shares, spread
+from sft.train.groups import parameter_groups
 from sft.train.peers import as_peer_errors
 from sft.train.precision import autocast
 from sft.train.validate import measure
@@ -83,7 +85,9 @@ class DeepSpeedEngine:
             self._zero.override_loss_scale(self._gradient_scale)  # multiplies here, divides in the step
         with as_peer_errors():
             with self.autocast():
-                loss = self._engine(*self._sent(batch))
+                width = self.model.config.hidden_size
+                noise = EmbeddingNoise.for_batch(batch, self._config.neftune_alpha, width, self._device)
+                loss = self._engine(*self._sent(batch), noise=noise)
             # If the loss is no number, its gradient becomes none: the norm alone tells whether a step is good.
             self._engine.backward(loss * (factor + 0 * loss.detach()), scale_wrt_gas=False)
         self._loss_sum += loss.detach()
@@ -175,11 +179,10 @@ def _adamw(model: NeoX, config: TrainConfig) -> torch.optim.AdamW:
     """PyTorch's own AdamW: fused on the CPU too, so that offloading has nothing to compile."""
     settings = config.optimizer
     return torch.optim.AdamW(
-        model.parameters(),
+        parameter_groups(model, settings),
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
-        weight_decay=settings.weight_decay,
         fused=True,
     )
 

@@ -19,16 +19,15 @@ from sft.config import TrainConfig
 from sft.data.loader import Batch
 from sft.model.attention import Documents
 from sft.model.neox import NeoX
+from sft.model.noise import EmbeddingNoise
 from sft.model.objective import Objective
 from sft.train.engine.base import MOMENTS, Kind, Piece, Source, StepResult
 from sft.train.engine.loss_scale import LossScale
 from sft.train.engine.shard import REPLICAS, SHARDS, local, local_start, reduce_gradients, shard
+from sft.train.groups import parameter_groups, saved_bytes, trained
 from sft.train.peers import as_peer_errors
 from sft.train.precision import HALF, autocast
 from sft.train.validate import measure
-
-COPIES_SAVED = 3
-"""The weights and AdamW's two moments."""
 
 
 class TorchEngine:
@@ -37,7 +36,7 @@ class TorchEngine:
     def __init__(self, model: NeoX, config: TrainConfig, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
         self.model, self._config, self._device, self._mesh = model, config, device, mesh
-        self.checkpoint_bytes = COPIES_SAVED * sum(parameter.nbytes for parameter in model.parameters())
+        self.checkpoint_bytes = saved_bytes(model)
         self._objective = Objective(model)
         if mesh is not None:
             shard(self._objective, mesh, HALF.get(config.precision))
@@ -46,11 +45,10 @@ class TorchEngine:
         self._parameters = dict(model.named_parameters())
         optimizer = config.optimizer
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
+            parameter_groups(model, optimizer),
             lr=optimizer.lr,
             betas=optimizer.betas,
             eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
             fused=True,
         )
         self._loss_scale = LossScale(config)
@@ -66,7 +64,7 @@ class TorchEngine:
         reduce_gradients(self._objective, now=is_last)
         with as_peer_errors():
             with self.autocast():
-                loss = self._objective(*self._sent(batch))
+                loss = self._objective(*self._sent(batch), noise=self._noise(batch))
             # Gradients are kept batch_packs times too large until the step: divided by the supervised tokens of a whole
             # step, those of one token would be lost below the smallest fp16 number.
             (loss * (self._loss_scale.value * self._config.batch_packs / num_supervised)).backward()
@@ -97,9 +95,9 @@ class TorchEngine:
             return  # another replica holds the same
         for name, parameter in self._parameters.items():
             yield from _piece("weight", name, parameter, parameter)
-            states = self._optimizer.state[parameter] if self._num_updates else {}
-            for kind in MOMENTS if states else ():
-                yield from _piece(kind, name, parameter, states[kind])
+            moments = self._optimizer.state.get(parameter, {})
+            for kind in MOMENTS if moments else ():
+                yield from _piece(kind, name, parameter, moments[kind])
 
     def state(self) -> dict[str, Any]:
         """The number of updates and the loss scale."""
@@ -119,7 +117,7 @@ class TorchEngine:
         self._loss_scale.restore(state["loss_scale"])
         if not self._num_updates:
             return
-        for name, parameter in self._parameters.items():
+        for name, parameter in trained(self.model).items():
             states = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
             for kind, moment in states.items():
                 _fill(_piece(kind, name, parameter, moment), source)
@@ -147,6 +145,9 @@ class TorchEngine:
             group["lr"] = lr
         self._optimizer.step()
         self._num_updates += 1
+
+    def _noise(self, batch: Batch) -> EmbeddingNoise | None:
+        return EmbeddingNoise.for_batch(batch, self._config.neftune_alpha, self.model.config.hidden_size, self._device)
 
     def _sent(self, batch: Batch) -> tuple[Tensor, Documents, Tensor]:
         input_ids_T, targets_T = (self._send(array_T) for array_T in (batch.input_ids_T, batch.targets_T))

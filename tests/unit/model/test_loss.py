@@ -37,6 +37,15 @@ def test_value_and_gradients_equal_plain_cross_entropy(chunk_rows: int, share: f
         torch.testing.assert_close(grad / upstream, expected_grad / upstream, rtol=1e-6, atol=2e-6)
 
 
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
+    (hidden_TD, head_VD, targets_T), (other_TD, _, _) = case(), case()
+    supervised_loss_sum(hidden_TD, head_VD, targets_T, 5).backward()
+    frozen_VD = head_VD.detach()
+    supervised_loss_sum(other_TD, frozen_VD, targets_T, 5).backward()
+    assert frozen_VD.grad is None
+    assert torch.equal(hidden_TD.grad, other_TD.grad)
+
+
 def test_gradients_are_the_derivatives_of_the_loss() -> None:
     hidden_TD, head_VD, targets_T = case(torch.float64, num_tokens=6)
     assert torch.autograd.gradcheck(lambda h, w: supervised_loss_sum(h, w, targets_T, 2), (hidden_TD, head_VD))

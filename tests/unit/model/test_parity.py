@@ -77,27 +77,6 @@ def test_a_loss_in_one_document_sends_no_gradient_into_another(model: NeoX) -> N
     assert touched.nonzero().squeeze(1).tolist() == list(range(18, 58))
 
 
-def test_activation_checkpointing_gives_the_same_gradients_bit_for_bit(model: NeoX, input_ids_T: Tensor) -> None:
-    grads = []
-    for switch in (False, True):
-        model.activation_checkpointing = switch
-        model.zero_grad()
-        our_logits(model, input_ids_T, LENGTHS).square().sum().backward()
-        grads.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
-
-
-def test_activation_checkpointing_keeps_fewer_activations(model: NeoX, input_ids_T: Tensor) -> None:
-    def num_kept_values(switch: bool) -> int:
-        model.activation_checkpointing = switch
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()), lambda _: None):
-            model(input_ids_T, Documents.of(LENGTHS))
-        return sum(sizes)
-
-    assert num_kept_values(True) < num_kept_values(False) / 3
-
-
 @pytest.mark.parametrize("chunks", [(60,), (1,) * 60, (30, 1, 20, 9)])
 def test_decoding_with_a_cache_equals_the_whole_sequence_at_once(
     model: NeoX, input_ids_T: Tensor, chunks: tuple[int, ...]

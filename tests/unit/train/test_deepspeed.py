@@ -117,8 +117,11 @@ def test_half_precision_rounds_as_in_the_torch_engine(
     assert [it["scale"] for it in results] == [it["scale"] for it in expected]
 
 
-def test_gradients_of_recomputed_blocks_are_the_same(tiny_config: MakeConfig, references: Any, tmp_path: Path) -> None:
-    config = zero(tiny_config(micro_batch_packs=1, activation_checkpointing=True), 3)
+@pytest.mark.parametrize("policy", ["cheap", "full"])
+def test_gradients_of_recomputed_blocks_are_the_same(
+    policy: str, tiny_config: MakeConfig, references: Any, tmp_path: Path
+) -> None:
+    config = zero(tiny_config(micro_batch_packs=1, activation_checkpointing=policy), 3)
     results, _ = train(config, 2, tmp_path, (0, 6))
     assert losses(results) == pytest.approx(losses(references(config)[0][:6]), rel=LOSS_TOLERANCE)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft.config import OptimizerConfig, TrainConfig
+from sft.config import ActivationCheckpointing, LoraConfig, OptimizerConfig, TrainConfig
 from sft.data.loader import IGNORE, micro_batches
 from sft.data.shards import Shards, Split
 from sft.model.attention import Documents
+from sft.model.lora import is_adapter
 from sft.train.engine.torch import TorchEngine
 from sft.train.pieces import StoredPieces, write_pieces
 from tests.models import make_engine
@@ -148,6 +149,17 @@ def test_weight_decay_reaches_every_parameter_and_the_rate_is_the_given_one(
     assert all(bool((tensor == 2.0 * (1 - 0.5 * 0.1)).all()) for tensor in weights(engine).values())
 
 
+def test_biases_and_norms_do_not_decay_if_the_config_says_so(tiny_config: MakeConfig, shards: Shards) -> None:
+    settings = OptimizerConfig(weight_decay=0.1, lr=1.0, decay_biases_and_norms=False)
+    engine = make_engine(tiny_config(optimizer=settings), shards)
+    for parameter in engine.model.parameters():
+        parameter.data.fill_(2.0)
+        parameter.grad = torch.zeros_like(parameter)
+    engine.step(0.5)
+    for tensor in weights(engine).values():
+        assert bool((tensor == (2.0 if tensor.ndim == 1 else 2.0 * (1 - 0.5 * 0.1))).all())
+
+
 def test_micro_batch_without_supervised_tokens_adds_nothing(tiny_config: MakeConfig, shards: Shards) -> None:
     engine, other = make_engine(tiny_config(), shards), make_engine(tiny_config(), shards)
     split = shards.split("train")
@@ -160,9 +172,13 @@ def test_micro_batch_without_supervised_tokens_adds_nothing(tiny_config: MakeCon
     assert_same_bits(weights(engine), weights(other))
 
 
-def test_activation_checkpointing_changes_no_bit(tiny_config: MakeConfig, shards: Shards) -> None:
-    plain, recomputing = make_engine(tiny_config(), shards), make_engine(tiny_config(), shards)
-    recomputing.model.activation_checkpointing = True
+@pytest.mark.parametrize("policy", ["cheap", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_activation_checkpointing_changes_no_bit(
+    policy: ActivationCheckpointing, precision: str, tiny_config: MakeConfig, shards: Shards
+) -> None:
+    plain, recomputing = (make_engine(tiny_config(precision=precision), shards) for _ in range(2))
+    recomputing.model.activation_checkpointing = policy
     for engine in (plain, recomputing):
         accumulate(engine, shards.split("train"), 2)
     assert_same_bits(gradients(plain), gradients(recomputing))
@@ -196,3 +212,17 @@ def test_checkpoint_size_is_known_before_it_is_written(tiny_config: MakeConfig, 
     write_pieces(engine.pieces(), engine.model.config, tmp_path, rank=0, size=1)
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert written == pytest.approx(engine.checkpoint_bytes, rel=0.02)
+
+
+def test_adapters_are_trained_and_saved_and_nothing_else_moves(tiny_config: MakeConfig, shards: Shards) -> None:
+    engine = make_engine(tiny_config(lora=LoraConfig(rank=2)), shards)
+    before = weights(engine)
+    for _ in range(2):  # in the first step A stands still, because B is zero
+        accumulate(engine, shards.split("train"), 2)
+        engine.step(1e-3)
+    moved = {name for name, tensor in weights(engine).items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if is_adapter(name)}
+    pieces = list(engine.pieces())
+    assert {piece.name for piece in pieces if piece.kind == "weight"} == before.keys()
+    assert {piece.name for piece in pieces if piece.kind == "exp_avg"} == moved
+    assert engine.checkpoint_bytes == sum(piece.tensor.nbytes for piece in pieces)

@@ -1,0 +1,108 @@
+"""LoRA: the model's weights stay frozen; beside some of them a product of two thin matrices is trained.
+
+A layer `N` gets the parameters `N.lora_a` and `N.lora_b`; all others keep their names. Written here instead of taken
+from `peft`, because that wraps a transformers model and renames every parameter, for these few lines of arithmetic.
+There is no dropout: it would make a run depend on how its batches are divided.
+
+Shape letters: T tokens, I inputs and O outputs of a layer, R rank.
+Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from sft.config import LoraConfig
+from sft.model.neox import NeoX
+
+PLAIN = LoraConfig()
+"""No adapters."""
+A, B = ".lora_a", ".lora_b"
+
+
+class LoraLinear(nn.Linear):
+    """A frozen linear layer whose output is changed by x → B A x · alpha / rank."""
+
+    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+        super().__init__(base.in_features, base.out_features, device="meta")
+        self.weight, self.bias, self.scaling = base.weight, base.bias, _scaling(config)
+        self.lora_a = nn.Parameter(base.weight.new_empty(config.rank, base.in_features))
+        self.lora_b = nn.Parameter(base.weight.new_empty(base.out_features, config.rank))
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """The layer's output, changed by its adapter.
+
+        Shapes: (T, I) → (T, O).
+        """
+        # The adapter first: a layer that is recomputed in the backward pass ends before its last, largest product.
+        change_TO = linear(linear(x_TI, self.lora_a) * self.scaling, self.lora_b)
+        return super().forward(x_TI) + change_TO
+
+
+def add_adapters(model: NeoX, config: LoraConfig) -> None:
+    """Freeze the model and put adapters, still without values, beside the layers that the config names."""
+    if not config.rank:
+        return
+    model.requires_grad_(False)
+    for block in model.gpt_neox.layers:
+        for parent in (block.attention, block.mlp):
+            for name in config.targets:
+                if hasattr(parent, name):
+                    setattr(parent, name, LoraLinear(getattr(parent, name), config))
+
+
+@torch.no_grad()
+def initialise_adapters(model: NeoX, seed: int) -> None:
+    """Give fresh adapters their first values, with which they change nothing."""
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            parameter.copy_(first_values(name, parameter.shape, seed))
+
+
+def first_values(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """What an adapter's parameter starts with: A normal with variance 1 / I, B zero.
+
+    It depends on nothing but the arguments, so that each of many processes can make what it holds.
+    """
+    if name.endswith(B):
+        return torch.zeros(shape)
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.empty(shape).normal_(0.0, shape[1] ** -0.5, generator=generator)
+
+
+def is_adapter(name: str) -> bool:
+    """True if the parameter of this name belongs to an adapter."""
+    return name.endswith((A, B))
+
+
+def merged(stored: Mapping[str, Tensor], config: LoraConfig) -> Mapping[str, Tensor]:
+    """The weights of the plain model that computes the same, each made when it is asked for."""
+    return Merged(stored, config) if config.rank else stored
+
+
+class Merged(Mapping[str, Tensor]):
+    """Weights with their adapters' products added in fp32, under the names of the plain model."""
+
+    def __init__(self, stored: Mapping[str, Tensor], config: LoraConfig) -> None:
+        self._stored, self._scaling = stored, _scaling(config)
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight_OI, layer = self._stored[name], name.removesuffix(".weight")
+        if layer + A not in self._stored:
+            return weight_OI
+        b_OR, a_RI = self._stored[layer + B].float(), self._stored[layer + A].float()
+        return (weight_OI.float() + b_OR @ a_RI * self._scaling).to(weight_OI.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._stored if not is_adapter(name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _scaling(config: LoraConfig) -> float:
+    return config.alpha / config.rank
