@@ -91,7 +91,7 @@ def _exact(model: NeoX, device: torch.device) -> Iterator[None]:
     """Full fp32 in every product, at the price of memory for one block; everything is as before afterwards."""
     precision, recompute = torch.get_float32_matmul_precision(), model.activation_checkpointing
     torch.set_float32_matmul_precision("highest")
-    model.activation_checkpointing = True
+    model.activation_checkpointing = "full"
     try:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             yield
