@@ -64,9 +64,15 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> "State":
-        """The state of a checkpoint."""
-        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return cls(**{**values, "counts": Counts(**values["counts"])})
+        """The state of a checkpoint.
+
+        Raises: StorageError if it cannot be read.
+        """
+        try:
+            values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            return cls(**{**values, "counts": Counts(**values["counts"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"not readable: {error}", on=folder / STATE, hint="take another checkpoint") from error
 
     def write(self, folder: Path) -> None:
         """Put state.json into the folder."""
@@ -115,8 +121,12 @@ def publish_staging(final: Path, step: int, files: Mapping[str, dict[str, Any]],
         # A name that the disk does not know yet could be lost by a power cut after the rename.
         sync_folder(staging)
         staging.rename(final)
-        # Without this a power cut after the rename may bring the staging name back.
-        sync_folder(final.parent)
+        try:
+            # Without this a power cut after the rename may bring the staging name back.
+            sync_folder(final.parent)
+        except OSError:
+            final.rename(staging)  # or the next try would find the name taken
+            raise
     except OSError as error:
         raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
     finally:
@@ -151,7 +161,7 @@ def require_whole(folder: Path) -> State:
 def damage(folder: Path) -> Iterator[str]:
     """One sentence for everything that is wrong with a checkpoint.
 
-    Raises: StorageError if it was written by a newer version of this program, which is not damage.
+    Raises: StorageError if it was written by a newer version of this program, or the disk refuses: that is no damage.
     """
     try:
         manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
@@ -163,6 +173,8 @@ def damage(folder: Path) -> Iterator[str]:
         yield from damaged_files(folder, manifest)
     except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
         yield f"{MANIFEST}: {broken!r}"
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error}", on=folder, hint="try again once the disk is well") from error
 
 
 def published(checkpoints: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.config import TrainConfig
+from sft.errors import StorageError
 from sft.storage.manifest import MANIFEST
 from sft.train.checkpoint import TRASH_PREFIX, State, published, step_of
 
@@ -39,5 +40,5 @@ def kept_steps(found: Sequence[tuple[int, float | None]], config: TrainConfig) -
 def _eval_loss(folder: Path) -> float | None:
     try:
         return State.read(folder).eval_loss
-    except (OSError, ValueError, KeyError, TypeError):  # its damage is told when somebody wants to load it
+    except StorageError:  # its damage is told when somebody wants to load it
         return None
