@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sft.config import ModelConfig
+from sft.errors import DataError
 from sft.model.huggingface import write_config, write_folder
 from sft.model.stored_tensors import StoredTensors, piece_key
 from sft.model.stored_weights import PIECES, StoredWeights
@@ -53,7 +54,7 @@ class StoredPieces:
 
     def __init__(self, folder: Path, shapes: Shapes, trained: Iterable[str] | None = None) -> None:
         """`trained` names the parameters that have moments; all do without it."""
-        self._weights = StoredWeights(folder, shapes)
+        self._folder, self._weights = folder, StoredWeights(folder, shapes)
         files = sorted(folder.glob("optimizer*.safetensors"))
         names = {f"{name}.{kind}": shapes[name] for name in trained or shapes for kind in MOMENTS}
         self._moments = StoredTensors(files, names, folder) if _hold_anything(files) else None
@@ -63,7 +64,7 @@ class StoredPieces:
         if kind == "weight":
             return self._weights.flat(name, start, stop)
         if self._moments is None:
-            return torch.zeros(stop - start)
+            raise DataError("holds no moments", on=self._folder, hint="take another checkpoint")
         return self._moments.flat(f"{name}.{kind}", start, stop)
 
 
@@ -79,7 +80,10 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
 def _hold_anything(files: Iterable[Path]) -> bool:
     """False for what was saved before the first update."""
     for file in files:
-        with safe_open(file, framework="pt") as stream:
-            if stream.keys():
-                return True
+        try:
+            with safe_open(file, framework="pt") as stream:
+                if stream.keys():
+                    return True
+        except SafetensorError:
+            return True  # reading it tells what is wrong
     return False
