@@ -30,7 +30,7 @@ from sft.train.run import Run, start, versions
 from sft.train.save import WRITTEN
 from sft.train.saving import publish_if_possible, save, save_if_possible
 from sft.train.schedule import learning_rate
-from sft.train.share import num_rounds, shared_batches
+from sft.train.share import my_share, num_rounds, shared_batches
 from sft.train.slow_ranks import own_seconds
 from sft.train.stop import Clock, Stop, job_deadline
 from sft.train.validate import ALL, held_out_loss
@@ -128,6 +128,7 @@ def train_step(run: Run) -> str:
         result = run.engine.step(lr)
     else:
         run.warn("its packs hold no supervised token, the weights stay as they are")
+        run.consumed = tuple(my_share(run.inputs.split, packs, run.peers, run.cost_per_token))
         result = EMPTY_STEP
     run.step_s = step_s = max(run.clock() - started_s, SHORTEST_STEP_S)
     num_tokens = int(run.inputs.num_tokens_N[packs].sum()) if num_supervised else 0
