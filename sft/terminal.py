@@ -23,20 +23,32 @@ class _Outlet:
             reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        try:
+        with self._endured():
             self._stream.write(redact(text, self._secrets))
-        except BrokenPipeError:
-            self._fall_silent()
         return len(text)
 
     def flush(self) -> None:
+        with self._endured():
+            self._stream.flush()
+
+    def finish(self) -> None:
+        """Say what is left; what cannot be said then must not fail the interpreter when it ends."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError:
             self._fall_silent()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    @contextmanager
+    def _endured(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self._fall_silent()
+        except OSError:
+            return  # a full disk under the log costs lines, not the work
 
     def _fall_silent(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -47,15 +59,15 @@ class _Outlet:
 @contextmanager
 def command_environment() -> Iterator[None]:
     """Run a command so that closed pipes are harmless and SIGTERM unwinds it, removing half-written folders."""
-    out, errors = (cast(TextIO, _Outlet(stream)) for stream in (sys.stdout, sys.stderr))
+    out, errors = _Outlet(sys.stdout), _Outlet(sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with redirect_stdout(out), redirect_stderr(errors):
+        with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, errors)):
             yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        out.flush()
-        errors.flush()
+        out.finish()
+        errors.finish()
 
 
 def _terminate(*_: object) -> None:
