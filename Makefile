@@ -4,12 +4,13 @@ BIN := .venv/bin
 # Two workers of one thread each: the suite is made of many small pieces, not of large matrices.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test faults lint format clean
 
 help:
 	@echo "make install   create .venv and install sft with its development tools"
 	@echo "make demo      the whole pipeline on bundled samples: build, train, evaluate, export, one exchange"
 	@echo "make test      all tests"
+	@echo "make faults    the long fault injection and the planted bugs: half an hour; rewrites tests/faults/RESULTS.md"
 	@echo "make lint      ruff, mypy and shellcheck"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove .venv, runs/ and caches"
@@ -27,6 +28,10 @@ demo: install
 
 test: install
 	$(PYTEST)
+
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.run --long --report tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.mutations --report tests/faults
 
 lint: install
 	$(BIN)/ruff check .
