@@ -48,7 +48,9 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
 
 def test_gradients_are_the_derivatives_of_the_loss() -> None:
     hidden_TD, head_VD, targets_T = case(torch.float64, num_tokens=6)
-    assert torch.autograd.gradcheck(lambda h, w: supervised_loss_sum(h, w, targets_T, 2), (hidden_TD, head_VD))
+    targets_T = torch.where(targets_T < 0, targets_T, targets_T % 12)
+    small = [tensor.detach()[:12, :4].clone().requires_grad_() for tensor in (hidden_TD, head_VD)]
+    assert torch.autograd.gradcheck(lambda h, w: supervised_loss_sum(h, w, targets_T, 2), small)
 
 
 def test_a_row_without_targets_has_loss_0_and_zero_gradients() -> None:
