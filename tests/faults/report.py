@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.faults.cases import CASES
 from tests.faults.row import Case
-from tests.faults.verdict import BROKEN, LOST, SLOW, UNFIRED, WRONG
+from tests.faults.verdict import BARRED, BROKEN, LOST, SLOW, UNFIRED, WRONG
 
 FAMILIES = {
     "A": "Killed or told to stop",
@@ -60,6 +60,7 @@ def count(results: Iterable[Result]) -> dict[str, Any]:
         "wrong": outcomes[WRONG],
         "slow": outcomes[SLOW],
         "not_fired": outcomes[UNFIRED] + outcomes[BROKEN],
+        "barred": outcomes[BARRED],
     }
 
 
@@ -108,7 +109,7 @@ def summary(results: Sequence[Result]) -> str:
     return (
         f"**{_num_tried(results)} kinds of fault, {it['injections']} injections: {it['survived']} survived, "
         f"{it['refused']} refused as designed, {it['lost']} lost, {it['wrong']} wrong**, {it['slow']} too slow, "
-        f"{it['not_fired']} that did not fire."
+        f"{it['not_fired']} that did not fire, {it['barred']} that this machine bars."
     )
 
 
