@@ -20,7 +20,7 @@ import torch
 
 from tests.faults import trips
 from tests.faults.material import Material
-from tests.faults.report import MARKDOWN, Result
+from tests.faults.report import MARKDOWN, Result, gist
 from tests.faults.run import Job, jobs_of, run_all, warmed_up
 from tests.faults.verdict import LOST, SLOW, WRONG
 
@@ -202,8 +202,7 @@ def table(found: Sequence[Found]) -> str:
     rows = [HEADING, "", f"{sum(it.result is not None for it in found)} of {len(found)} turn the short run red.", ""]
     rows += ["| planted bug | noticed by | as | what is said |", "|---|---|---|---|"]
     for it in found:
-        said = it.result.detail.splitlines()[0][:90].replace("|", "/") if it.result and it.result.detail else ""
-        noticed = (it.result.id, it.result.outcome, said) if it.result else ("nothing", "", "")
+        noticed = (it.result.id, it.result.outcome, gist(it.result)) if it.result else ("nothing", "", "")
         rows.append("| " + " | ".join((it.name, *noticed)) + " |")
     return "\n".join(rows) + "\n"
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from tests.faults.cases import CASES
 from tests.faults.row import Case
-from tests.faults.verdict import BROKEN, LOST, SLOW, UNFIRED, WRONG
+from tests.faults.verdict import BARRED, BROKEN, LOST, SLOW, UNFIRED, WRONG
 
 FAMILIES = {
     "A": "Killed or told to stop",
@@ -60,6 +61,7 @@ def count(results: Iterable[Result]) -> dict[str, Any]:
         "wrong": outcomes[WRONG],
         "slow": outcomes[SLOW],
         "not_fired": outcomes[UNFIRED] + outcomes[BROKEN],
+        "barred": outcomes[BARRED],
     }
 
 
@@ -69,7 +71,7 @@ def facts() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
@@ -98,8 +100,13 @@ def markdown(header: dict[str, Any], results: Sequence[Result]) -> str:
         cases = [case for case in CASES.values() if case.family == letter]
         if cases:
             parts += [f"## {letter}. {name}", "", *_table(cases, results), ""]
-    bad = [f"- {it.id} {it.n}: {it.outcome}: {it.detail.splitlines()[0][:200]}" for it in results if it.is_bad]
+    bad = [f"- {it.id} {it.n}: {it.outcome}: {gist(it)}" for it in results if it.is_bad]
     return "\n".join([*parts, *(["## Not as promised", "", *bad, ""] if bad else [])])
+
+
+def gist(result: Result) -> str:
+    """The begin of what is said of a result, without the paths of this machine."""
+    return re.sub(r"/[^\s:]+", "…", result.detail.partition("\n")[0])[:120].replace("|", "/")
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -108,7 +115,7 @@ def summary(results: Sequence[Result]) -> str:
     return (
         f"**{_num_tried(results)} kinds of fault, {it['injections']} injections: {it['survived']} survived, "
         f"{it['refused']} refused as designed, {it['lost']} lost, {it['wrong']} wrong**, {it['slow']} too slow, "
-        f"{it['not_fired']} that did not fire."
+        f"{it['not_fired']} that did not fire, {it['barred']} that this machine bars."
     )
 
 

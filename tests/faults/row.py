@@ -26,8 +26,6 @@ class Case:
     """c one CPU process, d several, g a GPU, s a scheduler."""
     reason: str = ""
     """Why it is not, or not wholly, tried here."""
-    finding: str = ""
-    """What the product does instead, as long as it does."""
     files: tuple[str, ...] = ()
     """Tests that plant it instead."""
     needs: tuple[str, ...] = field(default=())

@@ -28,6 +28,7 @@ from tests.faults.row import Case
 from tests.faults.verdict import BROKEN, SLOW, WRONG, Failure
 
 LIMIT_S = 180.0
+ROOM_BYTES = 2_000_000_000
 
 
 Job = tuple[Case, int]
@@ -117,7 +118,8 @@ def jobs_of(names: Iterable[str], *, is_long: bool) -> list[Job]:
 def warmed_up() -> Iterator[Material]:
     """The material, in memory if the machine has a file system there: nothing here outlives a power cut anyway."""
     memory = Path("/dev/shm")
-    parent = memory if os.access(memory, os.W_OK) else None
+    has_room = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_BYTES
+    parent = memory if has_room else None
     with tempfile.TemporaryDirectory(prefix="faults-", dir=parent, ignore_cleanup_errors=True) as folder:
         material = Material(Path(folder))
         material.straight("fp32")

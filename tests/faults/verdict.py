@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 MANIFEST = "manifest.json"
-LOST, WRONG, SLOW, UNFIRED, BROKEN = "LOST", "WRONG", "SLOW", "UNFIRED", "BROKEN"
+LOST, WRONG, SLOW, UNFIRED, BROKEN, BARRED = "LOST", "WRONG", "SLOW", "UNFIRED", "BROKEN", "BARRED"
 
 
 class Failure(Exception):
@@ -42,6 +42,12 @@ class Unfired(Failure):
     """The fault never happened, so that the case says nothing."""
 
     outcome = UNFIRED
+
+
+class Barred(Failure):
+    """This machine does not let the fault be made, which is no verdict on the product."""
+
+    outcome = BARRED
 
 
 LOSS_TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ from typing import Any
 from tests.faults import trips
 from tests.faults.bench import Bench, refused, require, says
 from tests.faults.material import NUM_STEPS, content
-from tests.faults.verdict import FinalState, Lost, Unfired, Wrong, checkpoint, records, saved_steps
+from tests.faults.verdict import Barred, FinalState, Lost, Unfired, Wrong, checkpoint, records, saved_steps
 from tests.faults.victim import Hook, Journal, Victim
 
 ENGINE_STEP = "sft.train.engine.torch:TorchEngine.step"
@@ -55,7 +55,7 @@ def full_while_saving(bench: Bench) -> str:
 def full_for_good(bench: Bench) -> str:
     """The disk stays full: the third save in a row that fails ends the run, old saves intact."""
     if not may_mount():
-        raise Unfired("no right to mount")
+        raise Barred("needs the right to mount")
     config = bench.config(out=str(tiny_disk(bench) / "run"), save_every_steps=2)
     out = Path(config.out)
     first = bench.rng.choice((4, 6))
@@ -74,7 +74,7 @@ def full_for_good(bench: Bench) -> str:
 def full_log(bench: Bench) -> str:
     """The disk of the metrics, or of the log, fills up; training goes on."""
     if not may_mount():
-        raise Unfired("no right to mount")
+        raise Barred("needs the right to mount")
     disk, out = tiny_disk(bench), bench.folder / "run"
     config = bench.config(eval_every_steps=0 if bench.n % 2 else 1)  # so many records that they need a second block
     fill, free = fill_disk(disk / "here", 0)
@@ -122,7 +122,7 @@ def refusing(bench: Bench) -> str:
     """The folder becomes read-only, loses its permission, or has no inode left."""
     way = ("read-only", "permission", "inodes", "start")[bench.n % 4]
     if way in ("read-only", "inodes") and not may_mount():
-        raise Unfired("no right to mount")
+        raise Barred("needs the right to mount")
     folder = bench.folder if way in ("permission", "start") else tiny_disk(bench, inodes=60)
     config = bench.config(out=str(folder / "run"), save_every_steps=2, async_save=bool(bench.n // 4 % 2))
     out = Path(config.out)
@@ -303,7 +303,7 @@ def tiny_disk(bench: Bench, inodes: int = 0) -> Path:
     folder = bench.folder / "disk"
     folder.mkdir()
     if _LIBC.mount(b"none", b"/", None, PRIVATE_RECURSIVELY, None):
-        raise Unfired("mounts cannot be made private")
+        raise Barred("mounts cannot be made private")
     options = f"size={ROOM},nr_inodes={inodes}" if inodes else f"size={ROOM}"
     mount(folder, 0, options)
     return folder
@@ -318,7 +318,7 @@ def make_read_only(folder: Path) -> None:
 def mount(folder: Path, flags: int, options: str = "", source: Path = Path("none")) -> None:
     """Mount a file system in memory, or a folder upon itself."""
     if _LIBC.mount(os.fsencode(source), os.fsencode(folder), b"tmpfs", flags, options.encode() or None):
-        raise Unfired(f"mount: {os.strerror(ctypes.get_errno())}")
+        raise Barred(f"mount: {os.strerror(ctypes.get_errno())}")
 
 
 def fill_disk(out: Path, left: int) -> tuple[trips.Action, trips.Action]:
@@ -356,11 +356,12 @@ def in_step(step: int, action: trips.Action) -> Hook:
 def as_nobody(bench: Bench) -> Hook:
     """Run without the rights of root, which no permission keeps out."""
     folder = bench.folder
-    for parent in (folder.parent, folder):
-        parent.chmod(0o777)
-    bench.material.shards.chmod(0o755)
+    for path, mode in ((folder.parent, 0o777), (folder, 0o777), (bench.material.shards, 0o755)):
+        path.chmod(mode)
 
     def become(_journal: Journal) -> None:
+        if os.geteuid():
+            return
         for path in [folder / "run", *(folder / "run").rglob("*")]:
             os.chown(path, NOBODY, NOBODY) if path.exists() else None
         os.setgroups([])
