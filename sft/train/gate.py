@@ -21,7 +21,6 @@ from sft.data.loader import IGNORE, Batch, join
 from sft.data.shards import Pack, Split
 from sft.errors import NumericsError
 from sft.model.attention import backend
-from sft.model.huggingface import parameter_shapes
 from sft.model.neox import NeoX
 from sft.train.engine.shard import local
 from sft.train.peers import Peers
@@ -79,7 +78,14 @@ def kernel_name(model: NeoX, precision: Precision) -> str:
 
 
 def require_exact(
-    measure: Measure, model: NeoX, pack: Pack, precision: Precision, peers: Peers, pack_name: str
+    measure: Measure,
+    model: NeoX,
+    pack: Pack,
+    precision: Precision,
+    peers: Peers,
+    pack_name: str,
+    *,
+    is_shared: bool = False,
 ) -> list[Check]:
     """Refuse to train unless every check passes on every process; all of them call it together.
 
@@ -87,16 +93,21 @@ def require_exact(
     """
     place = f"{pack_name}, {kernel_name(model, precision)}, {precision}"
     require_finite_weights(model, place, peers)
-    checks = all_checks(measure, model, pack, precision, peers)
+    checks = all_checks(measure, model, pack, precision, peers, is_shared=is_shared)
     with peers.together():
         require(checks, place)
     return checks
 
 
-def all_checks(measure: Measure, model: NeoX, pack: Pack, precision: Precision, peers: Peers) -> list[Check]:
-    """Every check that can be made where the weights are; all processes call it together."""
+def all_checks(
+    measure: Measure, model: NeoX, pack: Pack, precision: Precision, peers: Peers, *, is_shared: bool = False
+) -> list[Check]:
+    """Every check that can be made where the weights are; all processes call it together.
+
+    Of a model that is shared among processes, only the engine can compute anything.
+    """
     checks = measured_checks(measure, pack, precision, model.config.vocab_size, peers)
-    if is_whole(model):
+    if not is_shared:
         checks += reference_checks(model, pack, precision)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # training allocates in other sizes
@@ -150,8 +161,10 @@ def reference_checks(model: NeoX, pack: Pack, precision: Precision) -> list[Chec
     """The chosen kernel and precision against fp32 without a kernel, where one process holds the weights."""
     last = model.config.num_layers - 1
     # The gradient of the first comes through the whole model, that of the other through its end only.
-    names = {"first attention": "layers.0.attention.query_key_value", "last MLP": f"layers.{last}.mlp.dense_4h_to_h"}
-    weights = [model.get_parameter(f"gpt_neox.{name}.weight") for name in names.values()]
+    layers = {"first attention": "layers.0.attention.query_key_value", "last MLP": f"layers.{last}.mlp.dense_4h_to_h"}
+    trained = {what: _trained(model, f"gpt_neox.{name}") for what, name in layers.items()}
+    weights = [parameter for parameter in trained.values() if parameter is not None]
+    names = [what for what, parameter in trained.items() if parameter is not None]
     found, expected = computed(model, pack, precision, weights), reference(model, pack, weights)
     # A token's error is relative to its own length, so that all tokens count alike.
     error_T = (found.hidden_TD - expected.hidden_TD).norm(dim=1) / expected.hidden_TD.norm(dim=1)
@@ -173,10 +186,11 @@ def reference_checks(model: NeoX, pack: Pack, precision: Precision) -> list[Chec
     ]
 
 
-def is_whole(model: NeoX) -> bool:
-    """True if this process holds every weight in full."""
-    shapes = parameter_shapes(model.config)
-    return all(type(it) is nn.Parameter and it.shape == shapes[name] for name, it in model.named_parameters())
+def _trained(model: NeoX, layer: str) -> nn.Parameter | None:
+    """The matrix of a layer that is trained, which may be that of an adapter; None if there is none."""
+    parameters = dict(model.named_parameters())
+    found = (parameters.get(f"{layer}.{name}") for name in ("weight", "lora_b"))
+    return next((parameter for parameter in found if parameter is not None and parameter.requires_grad), None)
 
 
 def loss_error(found: float, expected: float, num_tokens: int) -> float:

@@ -110,7 +110,9 @@ def pass_gate(run: Run) -> None:
     model, split, precision = run.engine.model, run.inputs.split, run.config.precision
     index = pick(split, run.inputs.order.batch(run.counts.num_steps))
     name = f"train pack {index} of {run.config.shards}"
-    checks = require_exact(run.engine.measure, model, split[index], precision, run.peers, name)
+    checks = require_exact(
+        run.engine.measure, model, split[index], precision, run.peers, name, is_shared=run.engine.is_shared
+    )
     measured = {check.what: check.measured for check in checks}
     run.tracker.log(track.GATE, run.counts.num_steps, pack=index, kernel=kernel_name(model, precision), checks=measured)
 

@@ -72,6 +72,10 @@ class Engine(Protocol):
         """The model; its parameters may be no more than a share."""
 
     @property
+    def is_shared(self) -> bool:
+        """True if no process holds every weight in full, so that only the engine can compute with them."""
+
+    @property
     def checkpoint_bytes(self) -> int:
         """About how much a checkpoint takes, over all processes."""
 

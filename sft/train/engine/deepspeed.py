@@ -64,6 +64,7 @@ class DeepSpeedEngine:
                 model=objective, optimizer=_adamw(model, config), config=deepspeed_json(config, device)
             )
         self._optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
+        self.is_shared = config.deepspeed.zero_stage == 3
         self._zero = self._engine.optimizer if config.deepspeed.zero_stage else None
         self._shares = list(shares(model, self._zero))
 

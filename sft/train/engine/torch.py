@@ -37,6 +37,7 @@ class TorchEngine:
         """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
         self.model, self._config, self._device, self._mesh = model, config, device, mesh
         self.checkpoint_bytes = saved_bytes(model)
+        self.is_shared = mesh is not None
         self._objective = Objective(model)
         if mesh is not None:
             shard(self._objective, mesh, HALF.get(config.precision))

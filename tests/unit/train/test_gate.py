@@ -176,7 +176,8 @@ def shared_gate(peers: Peers, config: TrainConfig, folder: str, kernel: str) -> 
     shards = Shards.open(Path(folder))
     engine = make_shared_engine(config, shards, peers.size)
     try:
-        checks = require_exact(engine.measure, engine.model, first_pack(shards), config.precision, peers, "pack 0")
+        pack, precision = first_pack(shards), config.precision
+        checks = require_exact(engine.measure, engine.model, pack, precision, peers, "pack 0", is_shared=True)
     except NumericsError as error:
         return str(error)
     return [check.measured for check in checks]
