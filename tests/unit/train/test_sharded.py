@@ -159,7 +159,7 @@ def spoil(peers: Peers, config: TrainConfig, shards_folder: str, where: str) -> 
     original = engine._objective.forward
     if peers.rank == 1:
         if where == "loss":
-            engine._objective.forward = lambda *batch: original(*batch) * math.nan  # type: ignore[method-assign]
+            engine._objective.forward = lambda *batch, **more: original(*batch, **more) * math.nan  # type: ignore[method-assign]
         else:
             engine.model.register_forward_hook(spoil_gradient)
     (loss,) = take_steps(peers, engine, config, shards, range(2, 3))
