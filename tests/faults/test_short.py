@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faults.cases import CASES
+from tests.faults.mutations import MUTATIONS
 from tests.faults.row import Case
 from tests.faults.run import jobs_of
 from tests.faults.verdict import BARRED
@@ -66,3 +68,16 @@ def test_a_kind_that_is_tested_elsewhere_is_tested_there() -> None:
 def test_a_kind_is_injected_or_says_why_not() -> None:
     assert [case.id for case in CASES.values() if bool(case.inject) != bool(case.short and case.long)] == []
     assert [case.id for case in CASES.values() if not case.inject and not case.reason] == []
+
+
+def test_every_planted_bug_still_finds_its_place() -> None:
+    pid = os.fork()  # what is planted stays planted
+    if pid == 0:
+        try:
+            for mutation in MUTATIONS:
+                mutation.apply()
+        except BaseException:  # noqa: BLE001  the fork must never go on as a second pytest
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

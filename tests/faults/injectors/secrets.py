@@ -20,7 +20,7 @@ from tests.faults.victim import Hook, Journal, Victim
 
 ENGINE_STEP = "sft.train.engine.torch:TorchEngine.step"
 VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "DATABASE_PASSWORD")
-KEY_FORMS = ("hf_{}", "sk-{}", "AKIA{}", "ghp_{}", "{}")
+KEY_FORMS = ("hf_{}", "sk-{}", "ghp_{}", "github_pat_{}")
 
 
 def key_in_environment(bench: Bench) -> str:
@@ -46,7 +46,7 @@ def key_in_environment(bench: Bench) -> str:
 
 def key_in_settings(bench: Bench) -> str:
     """A key is given as a setting, on the command line or in the file: refused, and not said again."""
-    key = KEY_FORMS[bench.n // 2 % 4].format(secrets.token_hex(20))
+    key = KEY_FORMS[bench.n // 2 % len(KEY_FORMS)].format(secrets.token_hex(20))
     path = bench.folder / "train.yaml"
     text, word = as_yaml(bench.config()), f"wandb.api_key={key}"
     if bench.n % 2:
@@ -63,7 +63,7 @@ def key_in_settings(bench: Bench) -> str:
 
 def key_in_value(bench: Bench) -> str:
     """A key stands where another value belongs."""
-    key = KEY_FORMS[bench.n % 4].format(secrets.token_hex(20))
+    key = KEY_FORMS[bench.n % len(KEY_FORMS)].format(secrets.token_hex(20))
     path = bench.folder / "train.yaml"
     path.write_text(as_yaml(bench.config()))
     victim = bench.command("train", str(path), f"wandb.project={key}")
