@@ -6,6 +6,7 @@ from pathlib import Path
 from sft.errors import StorageError
 from sft.train import track
 from sft.train.checkpoint import checkpoint_path
+from sft.train.replicas import require_equal_replicas
 from sft.train.retention import retire
 from sft.train.run import Run
 from sft.train.save import IDLE
@@ -61,6 +62,7 @@ def begin(run: Run) -> None:
         return
     run.beat("save")
     run.saving_step, run.save_started_s = step, run.clock()
+    require_equal_replicas(run.engine, run.peers)
     run.tracker.sync()  # before a checkpoint can say that these records exist
     run.ledger.sync()
     run.saver.begin(step, run.engine.checkpoint_bytes, run.engine.pieces(), run.rest_of_checkpoint())

@@ -1,7 +1,7 @@
 """The fault matrix: every kind of fault that was thought of, one row each, also those that cannot be tried here."""
 
 from tests.faults.elsewhere import ELSEWHERE
-from tests.faults.injectors import damage, disk, kills, numbers, ranks, secrets
+from tests.faults.injectors import damage, disk, kills, numbers, ranks, replicas, secrets
 from tests.faults.row import Case, absent
 
 S = ("S",)
@@ -95,7 +95,7 @@ NUMBERS = (
     Case("F1b", "NaN or inf on one process only", "P7", ranks.spoiled_on_one, S, 2, 20, "d", needs=TWO),
     Case("F5", "loss ten or a thousand times too high", "P7", numbers.spike, S, 2, 10),
     Case("F6", "NaN offered to the window of recent losses", "P7", numbers.spoilt_window, S, 1, 5),
-    absent("F7", "replicas drift apart", "d", "no check compares replicas yet"),
+    Case("F7", "replicas drift apart", "P7 P11", replicas.drifted_replica, refuse(71), 1, 5, "d"),
     Case("F8", "planted bug: wrong normaliser under accumulation", "P3", numbers.wrong_normaliser, CAUGHT, 1, 5),
     Case("F9", "planted bug: schedule off by one after a resume", "P3", numbers.wrong_schedule, CAUGHT, 1, 5),
     Case("F10", "NaN on its way to the metrics", "P7", numbers.unprintable, S, 1, 3),

@@ -99,6 +99,10 @@ class Engine(Protocol):
     def step(self, lr: float) -> StepResult:
         """Clip, update the weights if everything is finite on every process, and forget the gradient."""
 
+    @property
+    def share(self) -> int:
+        """Which share of the weights this process holds; processes with the same one hold the same."""
+
     def pieces(self) -> Iterator[Piece]:
         """What this process has to save: over all processes, every element of weights and moments once."""
 

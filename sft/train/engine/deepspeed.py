@@ -111,6 +111,11 @@ class DeepSpeedEngine:
         self._loss_sum.zero_()
         return StepResult(loss_sum, grad_norm, scale, is_skipped=not is_finite)
 
+    @property
+    def share(self) -> int:
+        """Which share of the weights this process holds: before stage 3 everybody has all of them."""
+        return dist.get_rank() if self.is_shared else 0
+
     def pieces(self) -> Iterator[Piece]:
         """What this process has to save."""
         for share in owned(self._shares, self._zero):

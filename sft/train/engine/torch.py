@@ -90,6 +90,11 @@ class TorchEngine:
         self._loss_sum.zero_()
         return StepResult(loss_sum, grad_norm, scale, is_skipped=not is_finite)
 
+    @property
+    def share(self) -> int:
+        """Which share of the weights this process holds."""
+        return self._mesh.get_local_rank(SHARDS) if self._mesh is not None else 0
+
     def pieces(self) -> Iterator[Piece]:
         """What this process has to save."""
         if self._mesh is not None and self._mesh.get_local_rank(REPLICAS):
