@@ -36,7 +36,8 @@ class Ledger:
         """Note what step `step`, counted from 1, has trained on."""
         line = json.dumps({"step": step, "packs": list(packs)})
         self.digest = chained(self.digest, line)
-        self._waiting += f"{line}\n".encode()
+        if self._path is not None:
+            self._waiting += f"{line}\n".encode()
 
     def sync(self) -> None:
         """Write what was noted so far so that it survives a power cut; a checkpoint of these steps may follow then.

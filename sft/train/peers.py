@@ -73,9 +73,13 @@ class Peers:
         except SftError as raised:
             error = raised
         told = None if error is None else [type(error).__name__, error.what, _text(error.on), error.hint]
-        everybody = self.gather_json(told)
+        try:
+            everybody = self.gather_json(told)
+        except PeerError:
+            if error is None:
+                raise
         if error is not None:
-            raise error
+            raise error  # the cause, even where it cannot be told to the others any more
         for rank, found in enumerate(everybody):
             if found is not None:
                 raise _rebuilt(rank, *found)

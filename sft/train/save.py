@@ -59,7 +59,8 @@ class Saver:
         with self._peers.together():
             if self._peers.is_first:
                 open_staging(final, num_bytes)
-        self._step, self._files, self._error = step, {}, None
+        # Only a thread that came to its end takes this back, whatever else may happen to it.
+        self._step, self._files, self._error = step, {}, "its writer ended early, see the log"
         self._is_copied.clear()
         work = (list(pieces), staging_path(final), write_rest if self._peers.is_first else None, _Moment())
         self._thread = threading.Thread(target=self._write, args=work, name="save", daemon=True)
@@ -104,6 +105,7 @@ class Saver:
             for path in files:
                 sync(path)
             self._files = {path.relative_to(folder).as_posix(): file_facts(path) for path in files}
+            self._error = None
         except (SftError, OSError, SafetensorError, RuntimeError) as error:  # writers of tensors raise their own
             self._error = str(error)
         finally:
@@ -116,6 +118,7 @@ class _Moment:
     def __init__(self) -> None:
         self._event = torch.cuda.Event() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
         if self._event is not None:
+            self._device = torch.cuda.current_device()
             self._event.record()
 
     @contextmanager
@@ -124,6 +127,7 @@ class _Moment:
         if self._event is None:
             yield
             return
-        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        # A new thread starts on device 0, whichever one this process computes on.
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):  # type: ignore[no-untyped-call]
             self._event.wait()
             yield

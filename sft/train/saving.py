@@ -45,8 +45,6 @@ def save(run: Run) -> Path:
 
     Raises: StorageError if the disk refuses.
     """
-    if run.saver.status != IDLE:
-        publish_if_possible(run)
     begin(run)
     if run.saver.status != IDLE:
         publish(run)
@@ -64,7 +62,8 @@ def begin(run: Run) -> None:
     run.saving_step, run.save_started_s = step, run.clock()
     require_equal_replicas(run.engine, run.peers)
     run.tracker.sync()  # before a checkpoint can say that these records exist
-    run.ledger.sync()
+    with run.peers.together():
+        run.ledger.sync()  # by the first process alone
     run.saver.begin(step, run.engine.checkpoint_bytes, run.engine.pieces(), run.rest_of_checkpoint())
 
 

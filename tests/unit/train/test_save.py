@@ -93,6 +93,22 @@ def test_a_failed_write_names_the_checkpoint_and_leaves_nothing(
     assert saver.status == IDLE
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_writer_that_dies_of_anything_publishes_nothing(
+    weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(save, "write_pieces", die)
+    saver = Saver(tmp_path, ALONE, SHAPE)
+    saver.begin(7, 0, pieces_of(weights), write_rest)
+    saver.wait()
+    with pytest.raises(StorageError, match="its writer ended early"):
+        saver.publish()
+    assert not list(tmp_path.iterdir())
+
+
 def save_in_parts(peers: Peers, checkpoints: str, failing: int | None) -> Any:
     def refuse(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
