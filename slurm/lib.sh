@@ -114,7 +114,9 @@ export_end_time() {
 # A task that ends takes the others with it after --wait: by then they have noticed that it is gone.
 use_all_tasks() {
     ((${SLURM_NTASKS:-1} > 1)) || return 0
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    local hostnames
+    hostnames=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    MASTER_ADDR=${hostnames%%$'\n'*}
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
     export MASTER_ADDR MASTER_PORT
     step_command=(srun --ntasks="$SLURM_NTASKS" --wait=300 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL)

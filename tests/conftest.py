@@ -27,6 +27,7 @@ from sft.data.shards import (
 )
 from sft.storage.manifest import file_sha256, write_manifest
 from tests.packs import laid
+from tests.support import forks as forks
 
 # Generated cases are the same on every machine, and a slow machine fails no test.
 hypothesis_settings.register_profile("sft", derandomize=True, deadline=None, database=None)

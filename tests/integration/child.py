@@ -20,6 +20,7 @@ from sft.settings import load, read_yaml
 from sft.train import save
 from sft.train.engine.torch import TorchEngine
 from sft.train.loop import train
+from tests.support import forks as forks
 
 
 def main() -> None:

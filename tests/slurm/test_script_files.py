@@ -97,3 +97,22 @@ def test_run_folder_is_the_one_that_sft_train_resolves(out: str, tmp_path: Path)
         text=True,
     )
     assert (found.stdout, found.stderr) == (f"{out}\n", "")
+
+
+LEAVES_EARLY = re.compile(
+    r"\|\s*(?:head\b|read\b|grep\s+(?:-\w*[qm]|--quiet|--max-count)|sed\s[^|]*\bq\b|awk\s[^|]*\bexit\b)"
+)
+
+
+@pytest.mark.parametrize("script", SHELL_FILES, ids=lambda script: script.name)
+def test_no_pipeline_ends_in_a_command_that_leaves_before_it_has_read_all(script: Path) -> None:
+    """Under pipefail the command before it would now and then die of SIGPIPE, and the script with it."""
+    text = script.read_text().replace("\\\n", " ")
+    assert LEAVES_EARLY.findall("\n".join(line for line in text.splitlines() if not line.startswith("#"))) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["x | head -n 1", "x |head", "x | grep -q y", "x | sed -n '1p;q'", "x | read -r y", "x | grep -m1 y"]
+)
+def test_such_pipelines_are_recognised(line: str) -> None:
+    assert LEAVES_EARLY.search(line)
