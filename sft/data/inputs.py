@@ -1,5 +1,6 @@
 """Everything that decides the bytes of a build, and whether a folder holds that build already."""
 
+import ast
 import dataclasses
 import importlib.metadata
 import json
@@ -34,6 +35,12 @@ _LIBRARIES = (
 )
 MAX_SHOWN = 5
 _CODE = Path(__file__).parents[1]
+# What turns rows into packs; not what fetches files, shows, compares or verifies builds, or feeds training.
+_BYTES_ARE_DECIDED_IN = ("chat", "data")
+_NOT_THERE = (
+    *("card", "deal", "diff", "diff_report", "fetch", "histogram", "hub", "inspect", "licences", "lineage", "loader"),
+    *("lock", "order", "pack_sample", "report", "verify"),
+)
 # What a unit's documents depend on; everything else is decided for the corpus as a whole.
 _SETTINGS_OF_UNITS = (
     *("seq_len", "seed", "system", "supervise", "end_token", "evaluation_ngram_words", "max_row_bytes"),
@@ -117,14 +124,19 @@ def _digest(facts: Any) -> str:
 
 def made_with() -> dict[str, str]:
     """Versions of everything that decides bytes, this program's own code included."""
-    code = "".join(
-        f"{path.relative_to(_CODE)} {file_sha256(path)}\n"
-        for part in ("chat", "data")
-        for path in sorted((_CODE / part).rglob("*"))
-        if path.suffix in (".py", ".html")
-    )
     python = platform.python_version()
-    return {"code_sha256": text_sha256(code), "python": python, **{name: _version(name) for name in _LIBRARIES}}
+    return {"code_sha256": code_digest(_CODE), "python": python, **{name: _version(name) for name in _LIBRARIES}}
+
+
+def code_digest(package: Path) -> str:
+    """Equal for equal code of all that decides bytes, whatever its comments and layout are."""
+    files = [path for part in _BYTES_ARE_DECIDED_IN for path in sorted((package / part).rglob("*.py"))]
+    code = (
+        f"{path.relative_to(package)} {ast.dump(ast.parse(path.read_bytes()))}\n"
+        for path in files
+        if path.stem not in _NOT_THERE
+    )
+    return text_sha256("".join(code))
 
 
 def _version(package: str) -> str:

@@ -26,6 +26,7 @@ from sft.data.shards import (
     DocumentTable,
     Packs,
     Shards,
+    is_content,
     shard_name,
     write_documents,
     write_shard,
@@ -68,7 +69,7 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
     }
     (folder / "README.md").write_text(data_card(facts), encoding="utf-8")
     (folder / REPORT).write_text(page(Shards(folder, facts), inputs.tokenizer), encoding="utf-8")
-    write_manifest(folder, KIND, SCHEMA_VERSION, facts)
+    write_manifest(folder, KIND, SCHEMA_VERSION, facts, is_content)
 
 
 def quarantined(units: Sequence[UnitFile]) -> Iterator[dict[str, Any]]:

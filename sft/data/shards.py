@@ -103,6 +103,11 @@ class DocumentTable:
         return len(self.source)
 
 
+def is_content(name: str) -> bool:
+    """Whether a file of a build decides what is trained: packs, document table and tokenizer, but no report or card."""
+    return name.endswith(".arrow") or name == TOKENIZER
+
+
 def shard_name(split: str, number: int, count: int) -> str:
     """The file name of one shard."""
     return f"{split}-{number:05d}-of-{count:05d}.arrow"
@@ -190,20 +195,21 @@ class Shards:
     """A published build: its manifest, splits and documents."""
 
     def __init__(self, folder: Path, manifest: Manifest, hashes: LateHashes | None = None) -> None:
-        self.folder, self.manifest, self._hashes = folder, manifest, hashes
+        self.folder, self.manifest, self._hashes = folder, manifest, hashes or LateHashes(folder)
 
     @classmethod
     def open(cls, folder: Path, *, check_hashes: bool = True) -> "Shards":
-        """Open a build and make sure that it is the one that was published.
+        """Open a build and make sure that its content is what was published.
 
         Without `check_hashes` the files of packs, which are large, are hashed later: each before it is first read from.
 
-        Raises: DataError if a file is missing, cut or changed.
+        Raises: DataError if a file of the content is missing, cut or changed.
         """
         manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
         files = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
-        late = {} if check_hashes else {file: manifest["files"][file] for file in files}
-        refuse_damaged(folder, damaged_files(folder, manifest, unhashed=late))
+        recorded = manifest["files"]
+        late = {file: recorded[file] for file in (QUARANTINE, *(() if check_hashes else files)) if file in recorded}
+        refuse_damaged(folder, damaged_files(folder, manifest, unhashed=late, is_content=is_content))
         return cls(folder, manifest, LateHashes(folder, late))
 
     def split(self, name: str) -> Split:
@@ -234,7 +240,11 @@ class Shards:
         )
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
-        """Every row that was not kept, with its reason."""
+        """Every row that was not kept, with its reason.
+
+        Raises: DataError if the file was changed.
+        """
+        self._hashes.check([QUARANTINE])
         with (self.folder / QUARANTINE).open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 

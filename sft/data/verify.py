@@ -15,6 +15,7 @@ from sft.data.digests import content_digests
 from sft.data.shards import Pack, Shards, Split
 from sft.errors import DataError
 from sft.progress import progress
+from sft.storage.manifest import damaged_files, refuse_damaged
 
 MAX_SHOWN = 10
 PACKS_PER_BATCH = 64
@@ -26,6 +27,7 @@ def verify(folder: Path) -> str:
     Raises: DataError listing the first violations.
     """
     shards = Shards.open(folder)
+    refuse_damaged(folder, damaged_files(folder, shards.manifest))
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
     table = shards.documents
     uses = np.zeros(len(table), np.int64)

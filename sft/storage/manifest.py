@@ -5,7 +5,7 @@ File formats do not notice a flipped bit; these hashes do. A folder without a ma
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ SELF = "manifest_sha256"
 """The manifest's hash of itself, made before it is added."""
 
 Manifest = dict[str, Any]
+IsContent = Callable[[str], bool]
+"""Tells by its name whether a file is what the folder is for, or only something said about it."""
 
 
 def file_sha256(path: Path) -> str:
@@ -36,8 +38,18 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[str, Any]) -> Manifest:
-    """Hash every file in `folder` and write its manifest, the last file of the folder."""
+def is_any(_name: str) -> bool:
+    """Take every file for content."""
+    return True
+
+
+def write_manifest(
+    folder: Path, kind: str, schema_version: int, facts: Mapping[str, Any], is_content: IsContent = is_any
+) -> Manifest:
+    """Hash every file in `folder` and write its manifest, the last file of the folder.
+
+    The content digest covers the files that `is_content` takes, so that words about them do not change what they are.
+    """
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -45,14 +57,19 @@ def write_manifest(folder: Path, kind: str, schema_version: int, facts: Mapping[
     )
     with ThreadPoolExecutor() as pool:
         files = dict(zip(names, pool.map(lambda name: file_facts(folder / name), names), strict=True))
-    return write_manifest_of(folder, kind, schema_version, facts, files)
+    return write_manifest_of(folder, kind, schema_version, facts, files, is_content)
 
 
 def write_manifest_of(
-    folder: Path, kind: str, schema_version: int, facts: Mapping[str, Any], files: Mapping[str, dict[str, Any]]
+    folder: Path,
+    kind: str,
+    schema_version: int,
+    facts: Mapping[str, Any],
+    files: Mapping[str, dict[str, Any]],
+    is_content: IsContent = is_any,
 ) -> Manifest:
     """Write the manifest of files whose facts are known, the last file of the folder."""
-    content = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
+    content = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(filter(is_content, files)))
     manifest = {
         "kind": kind,
         "schema_version": schema_version,
@@ -102,16 +119,19 @@ def manifest_kind(folder: Path) -> str | None:
         return None
 
 
-def damaged_files(folder: Path, manifest: Manifest, *, unhashed: Container[str] = ()) -> Iterator[str]:
+def damaged_files(
+    folder: Path, manifest: Manifest, *, unhashed: Container[str] = (), is_content: IsContent = is_any
+) -> Iterator[str]:
     """One sentence for every file that differs from the manifest: missing, cut, changed or added.
 
-    The files in `unhashed` are not read, so a change that keeps their size goes unnoticed.
+    The files in `unhashed` are not read, so a change that keeps their size goes unnoticed. Nothing is said about files
+    that `is_content` does not take.
     """
-    recorded: dict[str, dict[str, Any]] = manifest["files"]
+    recorded = {name: facts for name, facts in manifest["files"].items() if is_content(name)}
     yield from _changed_files(folder, recorded, unhashed)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST and name not in recorded:
+        if path.is_file() and name != MANIFEST and name not in recorded and is_content(name):
             yield f"{name}: not in the manifest"
 
 

@@ -66,14 +66,17 @@ LOOKS: dict[str, Callable[[Path, Console], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["documents.arrow", "quarantine.jsonl", "tokenizer.json"])
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_nothing_is_shown_of_a_build_with_a_flipped_bit(
-    look: Callable[[Path, Console], object], name: str, folder: Path, console: Console
-) -> None:
+@pytest.mark.parametrize(
+    ("look", "name"),
+    [
+        *((look, name) for look in LOOKS for name in ("documents.arrow", "tokenizer.json")),
+        *((look, "quarantine.jsonl") for look in ("row", "report")),  # the others do not read it
+    ],
+)
+def test_nothing_is_shown_of_a_build_with_a_flipped_bit(look: str, name: str, folder: Path, console: Console) -> None:
     flip_a_bit(folder / name)
     with pytest.raises(DataError, match=f"{name}: changed"):
-        look(folder, console)
+        LOOKS[look](folder, console)
     assert text(console) == ""
 
 

@@ -29,11 +29,18 @@ def flip_a_bit(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", [DOCUMENTS, QUARANTINE, TOKENIZER])
+@pytest.mark.parametrize("name", [DOCUMENTS, TOKENIZER])
 def test_only_the_files_of_packs_are_hashed_late(name: str, folder: Path) -> None:
     flip_a_bit(folder / name, 10)
     with pytest.raises(DataError, match=f"{name}: changed"):
         Shards.open(folder, check_hashes=False)
+
+
+def test_the_rows_that_were_not_kept_are_hashed_when_somebody_reads_them(folder: Path) -> None:
+    flip_a_bit(folder / QUARANTINE, 10)
+    shards = Shards.open(folder)
+    with pytest.raises(DataError, match=f"{QUARANTINE}: changed"):
+        list(shards.quarantine())
 
 
 def test_damage_to_the_layout_of_a_file_is_refused_by_name(folder: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build import build
-from sft.data.shards import DOCUMENTS, KIND, SCHEMA_VERSION, DocumentTable, Pack, Shards, write_documents, write_shard
+from sft.data.shards import (
+    DOCUMENTS,
+    KIND,
+    SCHEMA_VERSION,
+    DocumentTable,
+    Pack,
+    Shards,
+    is_content,
+    write_documents,
+    write_shard,
+)
 from sft.data.verify import verify
 from sft.errors import DataError
 from sft.storage.manifest import write_manifest
@@ -74,7 +84,7 @@ def forge(folder: Path, change: Callable[[list[Pack], ChatTokenizer], object]) -
 def rehash(folder: Path, manifest: dict[str, Any]) -> None:
     computed = ("kind", "schema_version", "content_digest", "files")
     facts = {name: value for name, value in manifest.items() if name not in computed}
-    write_manifest(folder, KIND, SCHEMA_VERSION, facts)
+    write_manifest(folder, KIND, SCHEMA_VERSION, facts, is_content)
 
 
 def flip_mask(packs: list[Pack], _: ChatTokenizer) -> None:
