@@ -30,7 +30,7 @@ test: install
 	$(PYTEST)
 
 faults: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.run --long --report tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.runner --long --report tests/faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.mutations --report tests/faults
 
 lint: install

@@ -2,7 +2,7 @@
 
 import sys
 
-from sft.cli import main
+from sft.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,21 +13,12 @@ from hypothesis import settings as hypothesis_settings
 
 from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
 from sft.config import BuildConfig, InitConfig, OptimizerConfig, TrainConfig
-from sft.data.recipes import load_mixture
-from sft.data.shards import (
-    DOCUMENTS,
-    KIND,
-    SCHEMA_VERSION,
-    TOKENIZER,
-    DocumentTable,
-    Pack,
-    shard_name,
-    write_documents,
-    write_shard,
-)
+from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
+from sft.data.shards import KIND, SCHEMA_VERSION, TOKENIZER, Pack, shard_name, write_shard
+from sft.data.sources.recipe import load_mixture
 from sft.storage.manifest import file_sha256, write_manifest
-from tests.packs import laid
 from tests.support import forks as forks
+from tests.support.packs import laid
 
 # Generated cases are the same on every machine, and a slow machine fails no test.
 hypothesis_settings.register_profile("sft", derandomize=True, deadline=None, database=None)

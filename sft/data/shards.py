@@ -1,10 +1,10 @@
-"""Packed sequences on disk: Arrow IPC files, uncompressed and memory-mapped. One of two files that import pyarrow.
+"""Packed sequences on disk: Arrow IPC files, uncompressed and memory-mapped.
 
 T = tokens of one pack (seq_len), N = packs of one call, D = documents of one pack.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
+from sft.data.documents import DOCUMENTS, DocumentTable, read_documents
 from sft.errors import ConfigError, DataError
 from sft.storage.manifest import LateHashes, Manifest, damaged_files, read_manifest, refuse_damaged
 
 KIND = "shards"
 SCHEMA_VERSION = 3
-DOCUMENTS = "documents.arrow"
 QUARANTINE = "quarantine.jsonl"
 TOKENIZER = "tokenizer.json"
 PACKS_PER_RECORD_BATCH = 256
@@ -68,41 +68,6 @@ class Packs:
     num_supervised_N: Ints
 
 
-@dataclass(frozen=True)
-class DocumentTable:
-    """Where every document came from: one entry per document, indexed by document id."""
-
-    sources: tuple[str, ...]
-    files: tuple[str, ...]
-    source: Ints
-    """Index into `sources`."""
-    file: Ints
-    """Index into `files`."""
-    row: Ints
-    """Number of the raw row in its file, from 0."""
-    piece: Ints
-    """Number of the piece of a conversation that was too long for one sequence, from 0."""
-    first_turn: Ints
-    """Number of the piece's first exchange in its conversation, from 0."""
-    digest: Ints
-    """64-bit hash of the conversation's turns."""
-    group: Ints
-    """64-bit hash of the conversation's first question; equal ones are in one split."""
-    content: Ints
-    """64-bit hash of the document's tokens and loss mask."""
-    num_tokens: Ints
-    num_supervised: Ints
-    truncated: Ints
-    """True if the document was cut at seq_len, without an end."""
-    uses: Ints
-    """How often the document is packed: more than once if its source has several epochs."""
-    held_out: Ints
-    """True if the document is in the valid split."""
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-
 def is_content(name: str) -> bool:
     """Whether a file of a build decides what is trained: packs, document table and tokenizer, but no report or card."""
     return name.endswith(".arrow") or name == TOKENIZER
@@ -127,16 +92,42 @@ def write_shard(path: Path, packs: Packs) -> None:
             writer.write_batch(_record_batch(packs, slice(start, start + PACKS_PER_RECORD_BATCH), schema))
 
 
-def write_documents(path: Path, table: DocumentTable) -> None:
-    """Write the document table."""
-    kinds = dict.fromkeys(("row", "piece", "first_turn", "num_tokens", "num_supervised"), pa.uint32())
-    kinds |= dict.fromkeys(("digest", "group", "content"), pa.uint64())
-    kinds |= dict.fromkeys(("truncated", "held_out"), pa.bool_()) | {"uses": pa.uint16()}
-    columns = {"source": _names(table.source, table.sources), "file": _names(table.file, table.files)}
-    columns |= {name: pa.array(getattr(table, name), kind) for name, kind in kinds.items()}
-    arrow = pa.table(columns)
-    with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, arrow.schema) as writer:
-        writer.write_table(arrow, max_chunksize=len(table) or 1)
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of one record batch, as arrays that lie in the file.
+
+    Shapes: input_ids_NT, loss_mask_NT, num_supervised_N; documents of pack n from ends[n] up to ends[n + 1].
+    """
+
+    input_ids_NT: Ints
+    loss_mask_NT: Ints
+    doc_lengths: Ints
+    doc_ids: Ints
+    length_ends: Ints
+    id_ends: Ints
+    num_supervised_N: Ints
+
+    @classmethod
+    def of(cls, batch: Any) -> "_Columns":
+        ids, mask, lengths, doc_ids, supervised = batch.columns
+        return cls(
+            input_ids_NT=ids.flatten().to_numpy().reshape(batch.num_rows, -1),
+            loss_mask_NT=mask.flatten().to_numpy().reshape(batch.num_rows, -1),
+            doc_lengths=lengths.values.to_numpy(),
+            doc_ids=doc_ids.values.to_numpy(),
+            length_ends=lengths.offsets.to_numpy(),
+            id_ends=doc_ids.offsets.to_numpy(),
+            num_supervised_N=supervised.to_numpy(),
+        )
+
+    def pack(self, row: int) -> Pack:
+        return Pack(
+            self.input_ids_NT[row],
+            self.loss_mask_NT[row],
+            self.doc_lengths[self.length_ends[row] : self.length_ends[row + 1]],
+            self.doc_ids[self.id_ends[row] : self.id_ends[row + 1]],
+            int(self.num_supervised_N[row]),
+        )
 
 
 class Split:
@@ -146,7 +137,7 @@ class Split:
         self.name, self._hashes = name, hashes or LateHashes(folder)
         self._batches = [(shard["file"], batch) for shard in facts["shards"] for batch in _open(folder / shard["file"])]
         self._starts = np.cumsum([0, *(batch.num_rows for _, batch in self._batches)])
-        self._views: dict[int, tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]] = {}
+        self._views: dict[int, _Columns] = {}
         if len(self) != facts["packs"]:
             raise DataError(f"{name} holds {len(self)} packs, the manifest says {facts['packs']}", on=folder)
 
@@ -158,36 +149,30 @@ class Split:
             raise IndexError(f"pack {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[number])
-        ids, mask, length_ends, lengths, id_ends, doc_ids, supervised = self._view(number)
-        return Pack(
-            ids[row],
-            mask[row],
-            lengths[length_ends[row] : length_ends[row + 1]],
-            doc_ids[id_ends[row] : id_ends[row + 1]],
-            int(supervised[row]),
-        )
+        return self._view(number).pack(row)
 
     @cached_property
     def num_supervised_N(self) -> Ints:
         """Supervised tokens of every pack."""
-        return np.concatenate([np.zeros(0, np.uint32), *(view[6] for view in self._all_views())])
+        return np.concatenate([np.zeros(0, np.uint32), *(view.num_supervised_N for view in self._all_views())])
 
     @cached_property
     def placed(self) -> tuple[Ints, Ints, Ints]:
         """Ids and lengths of the documents of all packs, one behind the other, and how many each pack holds."""
         views = self._all_views()
-        ids, lengths = (np.concatenate([np.zeros(0, np.int64), *(view[n] for view in views)]) for n in (5, 3))
-        return ids, lengths, np.concatenate([np.zeros(0, np.int64), *(np.diff(view[4]) for view in views)])
+        columns = zip(*((view.doc_ids, view.doc_lengths, np.diff(view.id_ends)) for view in views), strict=True)
+        ids, lengths, counts = map(_joined, columns) if views else [_joined(())] * 3
+        return ids, lengths, counts
 
-    def _all_views(self) -> list[tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]]:
+    def _all_views(self) -> list[_Columns]:
         self._hashes.check(file for file, _ in self._batches)
         return [self._view(number) for number in range(len(self._batches))]
 
-    def _view(self, number: int) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
+    def _view(self, number: int) -> _Columns:
         if number not in self._views:
             file, batch = self._batches[number]
             self._hashes.check([file])
-            self._views[number] = _arrays(batch)
+            self._views[number] = _Columns.of(batch)
         return self._views[number]
 
 
@@ -228,16 +213,7 @@ class Shards:
 
     @cached_property
     def documents(self) -> DocumentTable:
-        table = ipc.open_file(pa.memory_map(str(self.folder / DOCUMENTS))).read_all().combine_chunks()
-        source, file = (table.column(name).combine_chunks() for name in ("source", "file"))
-        numbers = {name: table.column(name).to_numpy() for name in table.column_names[2:]}
-        return DocumentTable(
-            tuple(source.dictionary.to_pylist()),
-            tuple(file.dictionary.to_pylist()),
-            source.indices.to_numpy(),
-            file.indices.to_numpy(),
-            **numbers,
-        )
+        return read_documents(self.folder / DOCUMENTS)
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """Every row that was not kept, with its reason.
@@ -277,10 +253,6 @@ def _record_batch(packs: Packs, chosen: slice, schema: Any) -> Any:
     )
 
 
-def _names(indices: Ints, names: Sequence[str]) -> Any:
-    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(names), pa.string()))
-
-
 def _open(path: Path) -> Iterator[Any]:
     try:
         reader = ipc.open_file(pa.memory_map(str(path)))
@@ -290,14 +262,5 @@ def _open(path: Path) -> Iterator[Any]:
         raise DataError(f"not readable as an Arrow file: {error}", on=path, hint="restore it or build again") from error
 
 
-def _arrays(batch: Any) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
-    ids, mask, lengths, doc_ids, supervised = batch.columns
-    return (
-        ids.flatten().to_numpy().reshape(batch.num_rows, -1),
-        mask.flatten().to_numpy().reshape(batch.num_rows, -1),
-        lengths.offsets.to_numpy(),
-        lengths.values.to_numpy(),
-        doc_ids.offsets.to_numpy(),
-        doc_ids.values.to_numpy(),
-        supervised.to_numpy(),
-    )
+def _joined(arrays: Iterable[Ints]) -> Ints:
+    return np.concatenate([np.zeros(0, np.int64), *arrays])

@@ -12,18 +12,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sft.chat.template import CARD_SYSTEM_PROMPT
+from sft.chat.encode import CARD_SYSTEM_PROMPT
 from sft.config import EvalConfig
+from sft.console.progress import progress
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, NumericsError
-from sft.evals.load import Loaded, find, load
-from sft.evals.samples import samples
+from sft.inference.answer import samples
+from sft.inference.load import Loaded, find, load
 from sft.model.objective import Objective
-from sft.progress import progress
-from sft.storage.publish import write_text
-from sft.train.precision import autocast
-from sft.train.validate import SourceLoss, held_out_loss, measure
-from sft.train.world import choose_device
+from sft.storage.atomic import write_text
+from sft.train.distributed.world import choose_device
+from sft.train.engine.precision import autocast
+from sft.train.held_out_loss import SourceLoss, held_out_loss, measure
 from sft.version import VERSION
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from sft.config import LoraConfig
-from sft.model.neox import NeoX
+from sft.model.neox.model import NeoX
 
 PLAIN = LoraConfig()
 """No adapters."""

@@ -6,9 +6,9 @@ T = tokens of the batch.
 from torch import Tensor, nn
 
 from sft.model.attention import Documents
+from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.loss import supervised_loss_sum, token_losses
-from sft.model.neox import NeoX
-from sft.model.noise import EmbeddingNoise
+from sft.model.neox.model import NeoX
 
 
 class Objective(nn.Module):

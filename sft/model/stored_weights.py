@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sft.errors import DataError
-from sft.model.stored_tensors import StoredTensors
+from sft.model.weight_files import StoredTensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

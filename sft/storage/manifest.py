@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import DataError
-from sft.storage.publish import write_text
+from sft.storage.atomic import write_text
 
 MANIFEST = "manifest.json"
 SELF = "manifest_sha256"

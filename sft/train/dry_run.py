@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from sft.config import TrainConfig
+from sft.console.progress import duration
 from sft.errors import NumericsError, PeerError
-from sft.progress import duration
-from sft.train.checkpoint import FREE_SPACE_FACTOR
+from sft.train.checkpoint.store import FREE_SPACE_FACTOR
+from sft.train.distributed.rank_batches import pack_cost, shared_batches
+from sft.train.distributed.ranks import Peers, connected
+from sft.train.distributed.world import World, choose_device
 from sft.train.engine.base import Engine
 from sft.train.inputs import Inputs, open_inputs
-from sft.train.peers import Peers, connected
+from sft.train.lr_schedule import learning_rate
 from sft.train.run import make_engine
-from sft.train.schedule import learning_rate
-from sft.train.share import pack_cost, shared_batches
-from sft.train.world import World, choose_device
 
 NUM_ROUNDS = 2
 """Micro-batches of the step: the second one finds gradients that are there already, as most of a run do."""

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.config import TrainConfig
-from sft.data.order import Order
+from sft.data.batches.sampler import Order
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, StorageError
 from sft.storage.manifest import MANIFEST
-from sft.train import track
-from sft.train.checkpoint import State, has_bad, newest_whole
-from sft.train.folder import RunFolder, require_same
-from sft.train.identity import Identity, identity
-from sft.train.peers import Peers
+from sft.train.checkpoint.store import State, has_bad, newest_whole
+from sft.train.distributed.ranks import Peers
+from sft.train.fingerprint import Identity, identity
+from sft.train.monitor import metrics
+from sft.train.monitor.metrics import Record
+from sft.train.run_folder import RunFolder, require_same
 from sft.train.stop import Clock
-from sft.train.track import Record
 
 LONGEST_DELAY_S = 60.0
 """How late a folder may become visible on another node of a network file system."""
@@ -73,7 +73,7 @@ def read_inputs(config: TrainConfig, folder: RunFolder, peers: Peers) -> Inputs:
         state = State.read(visible(path)) if path else None
         if state:
             require_same(state.identity, inputs.identity, folder.path)
-    records = track.read_records(folder.metrics) if peers.is_first else []
+    records = metrics.read_records(folder.metrics) if peers.is_first else []
     return replace(inputs, run_id=run_id, records=records, checkpoint=path, state=state)
 
 
@@ -94,7 +94,7 @@ def _enter(config: TrainConfig, folder: RunFolder, ident: Identity) -> tuple[str
     """The run's id and the name of its newest whole checkpoint."""
     run_id = folder.enter(config, ident)
     checkpoint = newest_whole(folder.checkpoints)
-    has_saved = any(record["kind"] == track.SAVE for record in track.read_records(folder.metrics))
+    has_saved = any(record["kind"] == metrics.SAVE for record in metrics.read_records(folder.metrics))
     if checkpoint is None and (has_bad(folder.checkpoints) or has_saved):
         raise StorageError(
             "the run has saved before, but no whole checkpoint is left",

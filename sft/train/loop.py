@@ -13,29 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.config import TrainConfig
-from sft.data.loader import Batch
+from sft.console.progress import progress
+from sft.data.batches.batch import Batch
 from sft.data.shards import Split
 from sft.errors import DataError, PeerError, StopRequested
-from sft.progress import progress
-from sft.train import track
+from sft.train.checkpoint.async_writer import WRITTEN
+from sft.train.checkpoint.checkpointer import publish_if_possible, save, save_if_possible
+from sft.train.distributed.rank_batches import my_share, num_rounds, shared_batches
+from sft.train.distributed.ranks import connected
+from sft.train.distributed.world import World, choose_device
 from sft.train.engine.base import EMPTY_STEP
-from sft.train.folder import RunFolder
-from sft.train.gate import kernel_name, pick, require_exact
-from sft.train.health import skip_reason, summary
+from sft.train.held_out_loss import ALL, held_out_loss
 from sft.train.inputs import read_inputs
-from sft.train.judge import judge
-from sft.train.patience import STEP
-from sft.train.peers import connected
+from sft.train.lr_schedule import learning_rate
+from sft.train.monitor import metrics
+from sft.train.monitor.hang_limit import STEP
+from sft.train.monitor.health import skip_reason, summary
+from sft.train.monitor.judge import judge
+from sft.train.monitor.stragglers import own_seconds
+from sft.train.monitor.watchdog import Watchdog
+from sft.train.numerics.gate import kernel_name, pick, require_exact
 from sft.train.run import Run, start, versions
-from sft.train.save import WRITTEN
-from sft.train.saving import publish_if_possible, save, save_if_possible
-from sft.train.schedule import learning_rate
-from sft.train.share import my_share, num_rounds, shared_batches
-from sft.train.slow_ranks import own_seconds
+from sft.train.run_folder import RunFolder
 from sft.train.stop import Clock, Stop, job_deadline
-from sft.train.validate import ALL, held_out_loss
-from sft.train.watchdog import Watchdog
-from sft.train.world import World, choose_device
 
 SHORTEST_STEP_S = 1e-9
 """Keeps rates finite when a coarse clock does not advance within a step."""
@@ -75,7 +75,7 @@ def train(
 def run_to_end(run: Run) -> None:
     """Take steps until none is left, then save the result."""
     num_steps = run.inputs.order.num_steps
-    run.tracker.log(track.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.peers.size)
+    run.tracker.log(metrics.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.peers.size)
     pass_gate(run)
     if run.counts.num_steps:
         run.say(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
@@ -114,7 +114,9 @@ def pass_gate(run: Run) -> None:
         run.engine.measure, model, split[index], precision, run.peers, name, is_shared=run.engine.is_shared
     )
     measured = {check.what: check.measured for check in checks}
-    run.tracker.log(track.GATE, run.counts.num_steps, pack=index, kernel=kernel_name(model, precision), checks=measured)
+    run.tracker.log(
+        metrics.GATE, run.counts.num_steps, pack=index, kernel=kernel_name(model, precision), checks=measured
+    )
 
 
 def train_step(run: Run) -> str:
@@ -138,7 +140,7 @@ def train_step(run: Run) -> str:
     run.eval_loss = None
     loss = result.loss_sum / max(num_supervised, 1)
     run.tracker.log(
-        track.STEP,
+        metrics.STEP,
         counts.num_steps,
         loss=loss,
         lr=lr,
@@ -224,7 +226,7 @@ def evaluate(run: Run) -> None:
         for name, it in losses.items()
     }
     run.eval_loss = losses[ALL].loss
-    run.tracker.log(track.EVAL, run.counts.num_steps, sources=sources)
+    run.tracker.log(metrics.EVAL, run.counts.num_steps, sources=sources)
 
 
 def stop_if_asked(run: Run) -> None:
@@ -238,7 +240,7 @@ def stop_if_asked(run: Run) -> None:
     reason = next(filter(None, run.peers.gather_json(run.stop.reason())), "asked to stop")
     if step:
         save(run)
-    run.tracker.log(track.STOP, step, reason=reason)
+    run.tracker.log(metrics.STOP, step, reason=reason)
     if run.peers.is_first:
         run.stop.clear_file()
     place = f"after step {step} of {run.inputs.order.num_steps}, which is saved" if step else "before the first step"

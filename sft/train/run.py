@@ -14,34 +14,34 @@ import torch
 
 from sft.config import TrainConfig
 from sft.data.shards import TOKENIZER
-from sft.model.compiled import compile_blocks
-from sft.model.huggingface import parameter_shapes, read_config
+from sft.model.compile import compile_blocks
+from sft.model.hf_folder import parameter_shapes, read_config
 from sft.model.lora import add_adapters
-from sft.model.neox import NeoX
+from sft.model.neox.model import NeoX
 from sft.settings import as_values
-from sft.train import track
-from sft.train.checkpoint import STATE, State
+from sft.train.checkpoint.async_writer import Saver
+from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
+from sft.train.checkpoint.rng import random_state, restore_random_state
+from sft.train.checkpoint.store import STATE, State
+from sft.train.checkpoint.tensors import StoredPieces
+from sft.train.distributed.ranks import Peers
 from sft.train.engine.base import Engine
-from sft.train.engine.deepspeed import DeepSpeedEngine
-from sft.train.engine.shard import make_mesh
-from sft.train.engine.torch import TorchEngine
-from sft.train.folder import RunFolder
-from sft.train.groups import trained
-from sft.train.health import Counts
+from sft.train.engine.deepspeed.engine import DeepSpeedEngine
+from sft.train.engine.fsdp import make_mesh
+from sft.train.engine.native import TorchEngine
+from sft.train.engine.optimizer import trained
 from sft.train.inputs import Inputs
-from sft.train.ledger import Ledger
-from sft.train.pace import Pace
-from sft.train.patience import STEP
-from sft.train.peers import Peers
-from sft.train.pieces import StoredPieces
-from sft.train.profile import StepProfiler
-from sft.train.random_state import random_state, restore_random_state
-from sft.train.save import Saver
-from sft.train.slow_ranks import SlowRanks
+from sft.train.monitor import metrics
+from sft.train.monitor.hang_limit import STEP
+from sft.train.monitor.health import Counts
+from sft.train.monitor.ledger import Ledger
+from sft.train.monitor.metrics import Tracker
+from sft.train.monitor.pace import Pace
+from sft.train.monitor.profiler import StepProfiler
+from sft.train.monitor.stragglers import SlowRanks
+from sft.train.monitor.watchdog import Watchdog
+from sft.train.run_folder import RunFolder
 from sft.train.stop import Clock, Stop
-from sft.train.track import Tracker
-from sft.train.watchdog import Watchdog
-from sft.train.weights import StartingWeights, starting_shape
 from sft.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def start(
     saver = Saver(folder.checkpoints, peers, engine.model.config)
     with ExitStack() as opened:
         with peers.together():
-            tracker, ledger = _records(config, inputs, folder) if peers.is_first else (track.Tracker([], 0), Ledger())
+            tracker, ledger = _records(config, inputs, folder) if peers.is_first else (metrics.Tracker([], 0), Ledger())
         opened.callback(tracker.close)
         opened.callback(saver.wait)
         profiler = StepProfiler(folder.path, peers.rank, config.profile_start_step, config.profile_steps)
@@ -207,11 +207,11 @@ def start(
 def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tracker, Ledger]:
     """What the first process writes for all, rid of the steps that will be taken again."""
     step = inputs.state.step if inputs.state else 0
-    track.supersede(folder.metrics, inputs.records, step)
+    metrics.supersede(folder.metrics, inputs.records, step)
     ledger = Ledger(folder.ledger, step)
     if inputs.state and ledger.digest != inputs.state.ledger:
         log.warning("%s is not the ledger that %s was saved with", folder.ledger, inputs.checkpoint)
-    return track.open_tracker(config, folder.metrics, inputs.records, inputs.run_id, step=step), ledger
+    return metrics.open_tracker(config, folder.metrics, inputs.records, inputs.run_id, step=step), ledger
 
 
 def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch.device) -> Engine:

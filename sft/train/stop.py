@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from sft.errors import ConfigError, StopRequested
-from sft.train.peers import Peers
+from sft.train.distributed.ranks import Peers
 
 STOP_FILE = "STOP"
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)

@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 from measured import Job
 
-import sft.data.build
+import sft.data.build.build
 from sft.chat.tokenizer import ChatTokenizer
-from sft.data.recipes import load_mixture, recipes_dir
+from sft.data.sources.recipe import load_mixture, recipes_dir
 
 
 def prepare_build(mixture: Path, settings: list[str], out: Path) -> Job:
@@ -22,7 +22,7 @@ def prepare_build(mixture: Path, settings: list[str], out: Path) -> Job:
 
     def run() -> Any:
         with _timed("collect_inputs", stages), _timed("publish_build", stages):
-            return sft.data.build.build(config, recipes_dir(mixture))
+            return sft.data.build.build.build(config, recipes_dir(mixture))
 
     return run, lambda shards: {"stages_s": stages, **_describe(shards)}
 
@@ -30,7 +30,7 @@ def prepare_build(mixture: Path, settings: list[str], out: Path) -> Job:
 @contextmanager
 def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
     """Note how long a stage of the build takes; what they leave of the whole is making the units."""
-    function = getattr(sft.data.build, stage)
+    function = getattr(sft.data.build.build, stage)
 
     def timed(*arguments: Any) -> Any:
         start = time.perf_counter()
@@ -38,7 +38,7 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
         seconds[stage] = time.perf_counter() - start
         return result
 
-    with patch.object(sft.data.build, stage, timed):
+    with patch.object(sft.data.build.build, stage, timed):
         yield
 
 
@@ -86,6 +86,6 @@ def _write_inputs(folder: Path, texts: list[str], shards: Any) -> dict[str, Any]
 
 def prepare_verify(folder: Path) -> Job:
     """The proof of a published build."""
-    from sft.data.verify import verify
+    from sft.data.inspect.verify import verify
 
     return lambda: verify(folder), lambda sentence: {"proven": sentence}

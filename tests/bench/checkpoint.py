@@ -23,12 +23,12 @@ import torch.distributed.checkpoint as dcp
 from table import facts, show, write
 
 from sft.config import InitConfig, ModelConfig, TrainConfig
-from sft.data.loader import Batch
-from sft.model.neox import NeoX
-from sft.train.engine.torch import TorchEngine
-from sft.train.peers import ALONE
-from sft.train.save import Saver
-from sft.train.weights import StartingWeights
+from sft.data.batches.batch import Batch
+from sft.model.neox.model import NeoX
+from sft.train.checkpoint.async_writer import Saver
+from sft.train.checkpoint.initial_weights import StartingWeights
+from sft.train.distributed.ranks import ALONE
+from sft.train.engine.native import TorchEngine
 
 NUMBERS = itertools.count(1)
 """Every save has a step of its own."""

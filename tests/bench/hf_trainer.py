@@ -86,7 +86,7 @@ def _packs(work: Work) -> list[dict[str, Any]]:
     """The packs in the order in which ours reads them, as tensors in memory."""
     import torch
 
-    from sft.data.order import Order
+    from sft.data.batches.sampler import Order
     from sft.data.shards import Shards
 
     split = Shards.open(work.shards).split("train")

@@ -27,10 +27,10 @@ from table import facts, show, write
 
 from sft.chat.conversation import Conversation
 from sft.chat.tokenizer import ChatTokenizer
-from sft.data.minhash import NUM_BANDS, ROWS_PER_BAND, Shingles, shingles, signatures
-from sft.data.near_duplicates import near_duplicates
-from sft.data.quality.words import split_words
-from sft.data.recipes import load_converter
+from sft.data.dedup.minhash import NUM_BANDS, ROWS_PER_BAND, Shingles, shingles, signatures
+from sft.data.dedup.near_duplicates import near_duplicates
+from sft.data.sources.recipe import load_converter
+from sft.data.words import split_words
 
 RECIPES = Path(__file__).parents[2] / "data_recipes"
 THRESHOLD = 0.8

@@ -17,9 +17,9 @@ def prepare_weights(shards: Path, preset: str, seed: int, folder: Path) -> Job:
     import torch
 
     from sft.data.shards import Shards
-    from sft.model.huggingface import write_folder
-    from sft.model.neox import build, initialise
-    from sft.train.weights import starting_shape
+    from sft.model.hf_folder import write_folder
+    from sft.model.neox.model import build, initialise
+    from sft.train.checkpoint.initial_weights import starting_shape
 
     shape = starting_shape(InitConfig("scratch", preset), Shards.open(shards))
 
@@ -37,8 +37,9 @@ def prepare_own(work: Work) -> Job:
     """The command, from the first step's start to the last one's."""
     import torch
 
-    from sft.train import loop, track
-    from sft.train.engine.torch import TorchEngine
+    from sft.train import loop
+    from sft.train.engine.native import TorchEngine
+    from sft.train.monitor import metrics
 
     torch.set_num_threads(work.threads)
     optimizer = OptimizerConfig(LR, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM, warmup_steps=0, schedule="constant")
@@ -62,11 +63,11 @@ def prepare_own(work: Work) -> Job:
             for function in ("forward_backward", "step"):
                 patches.enter_context(watch.calls("engine", TorchEngine, function))
             patches.enter_context(watch.items("loader", loop, "shared_batches"))
-            patches.enter_context(watch.calls("logging", track.Tracker, "log"))
+            patches.enter_context(watch.calls("logging", metrics.Tracker, "log"))
             patches.enter_context(watch.calls("ledger", loop, "settle"))
             loop.train(config)
-        records = track.read_records(Path(config.out) / "metrics.jsonl")
-        return [record for record in records if record["kind"] == track.STEP]
+        records = metrics.read_records(Path(config.out) / "metrics.jsonl")
+        return [record for record in records if record["kind"] == metrics.STEP]
 
     def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
         columns = {name: [record[name] for record in records] for name in ("loss", "grad_norm", "tokens")}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from table import facts, show, write
 
-from sft.data.pack import pack
+from sft.data.build.packing import pack
 from sft.data.shards import Shards
 
 CAPACITY = 4096

@@ -1,8 +1,8 @@
 """The fault matrix: every kind of fault that was thought of, one row each, also those that cannot be tried here."""
 
-from tests.faults.elsewhere import ELSEWHERE
+from tests.faults.case import Case, absent
+from tests.faults.covered_elsewhere import ELSEWHERE
 from tests.faults.injectors import damage, disk, kills, numbers, ranks, replicas, secrets
-from tests.faults.row import Case, absent
 
 S = ("S",)
 

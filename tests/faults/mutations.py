@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.faults import trips
-from tests.faults.material import Material
+from tests.faults import failpoints
+from tests.faults.fixtures import Material
+from tests.faults.oracle import LOST, SLOW, WRONG
 from tests.faults.report import MARKDOWN, Result, gist
-from tests.faults.run import Job, jobs_of, run_all, warmed_up
-from tests.faults.verdict import LOST, SLOW, WRONG
+from tests.faults.runner import Job, jobs_of, run_all, warmed_up
 
 HEADING = "## Planted bugs"
 
@@ -40,7 +40,7 @@ class Mutation:
 
 def instead(target: str, function: Callable[..., Any]) -> Callable[[], None]:
     """A mutation: `function(original, …)` takes the place of the target."""
-    return lambda: trips.replace(target, function)
+    return lambda: failpoints.replace(target, function)
 
 
 def nothing(_original: Any, *_arguments: Any, **_named: Any) -> None:
@@ -56,8 +56,8 @@ def unstaged(_original: Any, final: Path) -> Iterator[Path]:
 
 def unstaged_checkpoints() -> None:
     """Write checkpoints under their final names from the start."""
-    import sft.train.checkpoint as checkpoint
-    import sft.train.save as save
+    import sft.train.checkpoint.async_writer as save
+    import sft.train.checkpoint.store as checkpoint
 
     for module in (checkpoint, save):
         module.staging_path = lambda final: final  # type: ignore[attr-defined]
@@ -92,14 +92,14 @@ def one_step_ahead(original: Any, folder: Path) -> Any:
 
 def blind_to_nan() -> None:
     """Call every loss and gradient finite."""
-    import sft.train.engine.torch as engine
+    import sft.train.engine.native as engine
 
     engine.math = types.SimpleNamespace(isfinite=lambda _number: True, sqrt=math.sqrt)  # type: ignore[attr-defined]
 
 
 def zero_moments() -> None:
     """Start again with zeros where a checkpoint holds no moments."""
-    from sft.train.pieces import StoredPieces
+    from sft.train.checkpoint.tensors import StoredPieces
 
     original = StoredPieces.flat
 
@@ -118,44 +118,62 @@ def deaf_to_others() -> None:
         original(run)
         run.is_stop_agreed = run.stop.reason() is not None
 
-    trips.replace("sft.train.loop:settle", settling)
+    failpoints.replace("sft.train.loop:settle", settling)
 
 
 def one_failure() -> None:
     """Give up at the first save that fails."""
-    import sft.train.saving as saving
+    from sft.train.checkpoint import checkpointer
 
-    saving.MAX_FAILED_SAVES = 1
+    checkpointer.MAX_FAILED_SAVES = 1
 
 
 MUTATIONS = (
-    Mutation("files are not synced before the rename", instead("sft.train.save:sync", nothing), ("A4", "A4b", "A2")),
-    Mutation("the new name is not synced", instead("sft.train.checkpoint:sync_folder", nothing), ("A4b", "A4")),
+    Mutation(
+        "files are not synced before the rename",
+        instead("sft.train.checkpoint.async_writer:sync", nothing),
+        ("A4", "A4b", "A2"),
+    ),
+    Mutation("the new name is not synced", instead("sft.train.checkpoint.store:sync_folder", nothing), ("A4b", "A4")),
     Mutation("a checkpoint is written under its final name", unstaged_checkpoints, ("A2",)),
-    Mutation("a build is written under its final name", instead("sft.data.build:staged", unstaged), ("A15",)),
+    Mutation("a build is written under its final name", instead("sft.data.build.build:staged", unstaged), ("A15",)),
     Mutation(
         "files are not compared with their hashes",
-        instead("sft.train.checkpoint:damaged_files", lambda *_: ()),
+        instead("sft.train.checkpoint.store:damaged_files", lambda *_: ()),
         ("B1",),
     ),
-    Mutation("old checkpoints are deleted in place", instead("sft.train.saving:retire", retire_in_place), ("A14",)),
-    Mutation("leftovers are not cleaned", instead("sft.train.folder:clean", nothing), ("B6", "A2")),
-    Mutation("no lease", instead("sft.train.folder:lease", lambda *_: contextlib.nullcontext()), ("H8",)),
-    Mutation("a changed run is not refused", instead("sft.train.folder:differences", lambda *_: []), ("B11",)),
-    Mutation("masks are one token late", instead("sft.data.loader:join", shifted), ("A5",)),
     Mutation(
-        "moments are not restored", instead("sft.train.engine.torch:TorchEngine.restore", without_moments), ("A5",)
+        "old checkpoints are deleted in place",
+        instead("sft.train.checkpoint.checkpointer:retire", retire_in_place),
+        ("A14",),
+    ),
+    Mutation("leftovers are not cleaned", instead("sft.train.run_folder:clean", nothing), ("B6", "A2")),
+    Mutation("no lease", instead("sft.train.run_folder:lease", lambda *_: contextlib.nullcontext()), ("H8",)),
+    Mutation("a changed run is not refused", instead("sft.train.run_folder:differences", lambda *_: []), ("B11",)),
+    Mutation("masks are one token late", instead("sft.data.batches.batch:join", shifted), ("A5",)),
+    Mutation(
+        "moments are not restored", instead("sft.train.engine.native:TorchEngine.restore", without_moments), ("A5",)
     ),
     Mutation(
         "the loss scale is not restored", instead("sft.train.engine.loss_scale:LossScale.restore", nothing), ("A13",)
     ),
-    Mutation("a resume skips a step", instead("sft.train.checkpoint:State.read", one_step_ahead), ("A5",)),
-    Mutation("records past the restored step still count", instead("sft.train.track:supersede", nothing), ("J5",)),
+    Mutation("a resume skips a step", instead("sft.train.checkpoint.store:State.read", one_step_ahead), ("A5",)),
+    Mutation(
+        "records past the restored step still count", instead("sft.train.monitor.metrics:supersede", nothing), ("J5",)
+    ),
     Mutation("wishes to stop are not heard", instead("sft.train.stop:Stop.reason", nothing), ("A11", "A5")),
     Mutation("NaN is not seen", blind_to_nan, ("F1",)),
-    Mutation("bad steps are endured for ever", instead("sft.train.judge:reason_to_end", nothing), ("F2",)),
-    Mutation("an update does not wait for the copy", instead("sft.train.save:Saver.before_update", nothing), ("A17",)),
-    Mutation("a save is published before it is written", instead("sft.train.save:Saver.wait", nothing), ("A1", "A2")),
+    Mutation("bad steps are endured for ever", instead("sft.train.monitor.judge:reason_to_end", nothing), ("F2",)),
+    Mutation(
+        "an update does not wait for the copy",
+        instead("sft.train.checkpoint.async_writer:Saver.before_update", nothing),
+        ("A17",),
+    ),
+    Mutation(
+        "a save is published before it is written",
+        instead("sft.train.checkpoint.async_writer:Saver.wait", nothing),
+        ("A1", "A2"),
+    ),
     Mutation("processes do not tell each other of NaN", instead("torch.distributed:all_reduce", nothing), ("F1b",)),
     Mutation("moments that are missing are taken for zeros", zero_moments, ("B13",)),
     Mutation("a wish to stop is not shared", deaf_to_others, ("A7",)),

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.faults.case import Case
 from tests.faults.cases import CASES
-from tests.faults.row import Case
-from tests.faults.verdict import BARRED, BROKEN, LOST, SLOW, UNFIRED, WRONG
+from tests.faults.oracle import BARRED, BROKEN, LOST, SLOW, UNFIRED, WRONG
 
 FAMILIES = {
     "A": "Killed or told to stop",

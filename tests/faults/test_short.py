@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.faults.case import Case
 from tests.faults.cases import CASES
 from tests.faults.mutations import MUTATIONS
-from tests.faults.row import Case
-from tests.faults.run import jobs_of
-from tests.faults.verdict import BARRED
+from tests.faults.oracle import BARRED
+from tests.faults.runner import jobs_of
 
 Inject = Callable[[str, int], dict[str, Any]]
 
@@ -24,7 +24,7 @@ Inject = Callable[[str, int], dict[str, Any]]
 def inject() -> Iterator[Inject]:
     """Makes an injection in a fork of a process that has everything imported, and has no thread but one."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.run", "--serve"],
+        [sys.executable, "-m", "tests.faults.runner", "--serve"],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,

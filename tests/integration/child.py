@@ -17,8 +17,8 @@ import torch._dynamo  # the optimizer loads it at its first step; once here is f
 from sft.config import TrainConfig
 from sft.errors import SftError
 from sft.settings import load, read_yaml
-from sft.train import save
-from sft.train.engine.torch import TorchEngine
+from sft.train.checkpoint import async_writer
+from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
 from tests.support import forks as forks
 
@@ -53,7 +53,7 @@ def die(path: str, event: str, step: str) -> int:
 
 def _kill_in_save(step: int) -> None:
     """Die when the tensors of that step's checkpoint are written, and nothing else."""
-    original = save.write_pieces
+    original = async_writer.write_pieces
 
     def write_pieces(pieces: Any, shape: Any, folder: Path, *place: int) -> Any:
         original(pieces, shape, folder, *place)
@@ -61,7 +61,7 @@ def _kill_in_save(step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(pieces, shape, folder, *place)
 
-    save.write_pieces = write_pieces  # type: ignore[assignment]
+    async_writer.write_pieces = write_pieces  # type: ignore[assignment]
 
 
 def _signal_self(method: str, number: int, step: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft.chat.tokenizer import train_tokenizer
-from tests.lives import Start, starter
+from tests.support.process import Start, starter
 
 TEXTS = ["Name the number after it, which follows: carry out the instruction.", "0 1 2 3 4 5 6 7 8 9 10"]
 
@@ -29,6 +29,6 @@ def other_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts one rank per life, as tests/lives.py says."""
+    """Starts one rank per life, as tests/support/process.py says."""
     with starter(tmp_path) as start:
         yield start

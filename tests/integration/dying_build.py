@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from sft.cli import main as command
+from sft.cli.main import main as command
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 EVERY_READ = 10

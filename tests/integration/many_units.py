@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import BuildConfig
-from sft.data.build import build
-from sft.data.unit import UnitFile
+from sft.data.build.build import build
+from sft.data.build.chunk import UnitFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,7 +111,7 @@ class Bench:
 
     def start(self, out: Path, *words: str) -> subprocess.Popen[bytes]:
         """Start `sft build` in a process group of its own; its messages go to a file beside `out`."""
-        command = [sys.executable, "-m", "sft.cli", "build", str(self.raw.mixture), *self.settings(out, *words)]
+        command = [sys.executable, "-m", "sft.cli.main", "build", str(self.raw.mixture), *self.settings(out, *words)]
         with Path(f"{out}.messages").open("wb") as messages:
             return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=messages, start_new_session=True)
 

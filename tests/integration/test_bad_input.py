@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.cli import main
+from sft.cli.main import main
 
 PROJECT = Path(__file__).parents[2]
 GOOD_ROWS = [

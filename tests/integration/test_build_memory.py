@@ -33,7 +33,7 @@ sys.exit(code)
 def peak_mb(raw: Any, out: Path, *settings: str) -> float:
     """The most memory that any process of `sft build` had, in MB."""
     words = [*raw.settings, f"out={out}", *settings]
-    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "sft.cli", "build", str(raw.mixture), *words]
+    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "sft.cli.main", "build", str(raw.mixture), *words]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert child.returncode == 0, child.stderr
     return int(child.stdout) / MB

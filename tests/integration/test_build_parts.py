@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sft.data.build import Part, build_part
+from sft.data.build.build import Part, build_part
 from tests.integration.many_units import EVERY_ROW, UNITS, Bench, content, finished, leftovers, rows, write_bench
 
 NUM_PARTS = 3

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sft.data import build as build_module
-from sft.data.unit import UnitFile
+from sft.data.build import build as build_module
+from sft.data.build.chunk import UnitFile
 from tests.integration.many_units import (
     BETA,
     ROOT,

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sft.config import TrainConfig
-from sft.train.engine.deepspeed import DeepSpeedEngine
+from sft.train.engine.deepspeed.engine import DeepSpeedEngine
 from sft.train.loop import train
-from sft.train.track import read_records
-from tests.ranks import finished, fork_ranks
-from tests.zero_runs import preload, zero
+from sft.train.monitor.metrics import read_records
+from tests.support.deepspeed import preload, zero
+from tests.support.ranks import finished, fork_ranks
 
 if find_spec("deepspeed") is None:
     pytest.skip("deepspeed is not installed (extra `deepspeed`)", allow_module_level=True)

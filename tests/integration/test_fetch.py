@@ -12,11 +12,11 @@ import huggingface_hub
 import pytest
 
 from sft.config import BuildConfig, SourceConfig
-from sft.data.fetch import fetch
-from sft.data.hub import Patience
-from sft.data.lock import LOCK, read_lock, require_locked
-from sft.data.recipes import load_mixture
-from sft.data.sources import find_files, identify
+from sft.data.sources.fetch import fetch
+from sft.data.sources.files import find_files, identify
+from sft.data.sources.hub import Patience
+from sft.data.sources.lockfile import LOCK, read_lock, require_locked
+from sft.data.sources.recipe import load_mixture
 from sft.errors import ConfigError, DataError, PeerError, SftError, StorageError
 from tests.integration.hub import ENDLESS_BYTES, LocalHub
 

@@ -18,14 +18,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sft.train import loop, slow_ranks
-from sft.train import watchdog as watchdog_module
-from sft.train.patience import STEP
-from sft.train.peer_errors import as_peer_errors
-from sft.train.watchdog import Watchdog
-from sft.train.world import World
+from sft.train import loop
+from sft.train.distributed.errors import as_peer_errors
+from sft.train.distributed.world import World
+from sft.train.monitor import stragglers
+from sft.train.monitor import watchdog as watchdog_module
+from sft.train.monitor.hang_limit import STEP
+from sft.train.monitor.watchdog import Watchdog
 from tests.conftest import MakeConfig
-from tests.lives import TOO_LATE_S, Rank, Start
+from tests.support.process import TOO_LATE_S, Rank, Start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="POSIX timers and process descriptors")
 
@@ -203,7 +204,7 @@ def test_run_with_a_rank_that_was_stopped_ends_with_71_and_names_it(run: Any) ->
 
 
 def test_run_with_a_slow_rank_names_it_and_goes_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow_ranks.SlowRanks.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(stragglers.SlowRanks.__init__, "__defaults__", (2,))
     all_ranks = run(lambda _: threading.Event().wait(0.2))
     assert [rank.exit_code() for rank in all_ranks] == [0, 0]
     assert all_ranks[0].stderr.count("rank 1 on") == 1

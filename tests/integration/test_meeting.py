@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft.train.peers import connected
-from sft.train.world import World
-from tests.lives import Start
+from sft.train.distributed.ranks import connected
+from sft.train.distributed.world import World
+from tests.support.process import Start
 
 LIMIT_S = 1.0
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sft.config import TrainConfig
-from sft.data.order import Order
-from sft.train.engine.torch import TorchEngine
+from sft.data.batches.sampler import Order
+from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.track import Record, read_records
-from tests.ranks import Ended, finished, fork_ranks
+from sft.train.monitor.metrics import Record, read_records
+from tests.support.ranks import Ended, finished, fork_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

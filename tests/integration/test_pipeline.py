@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.cli import main
+from sft.cli.main import main
 from sft.storage.manifest import file_sha256
 
 PROJECT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ MIXTURE = "data_recipes/mixtures/sample.yaml"
 
 def run(*words: str, stdin: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "sft.cli", *words],
+        [sys.executable, "-m", "sft.cli.main", *words],
         cwd=PROJECT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environ},
         input=stdin,
@@ -189,7 +189,7 @@ def test_killed_build_leaves_no_worker_behind(tmp_path: Path, tokenizer_file: Pa
     row = {"instruction": "Count to three.", "input": "", "output": "one two three " * 50}
     rows.write_text((json.dumps(row) + "\n") * 200_000)
     off = [f"sources.{name}.enabled=false" for name in ("gpt4all", "hh", "dolly", "sharegpt")]
-    command = [sys.executable, "-m", "sft.cli", "build", MIXTURE, *off, f"sources_dir={rows.parent}", "workers=2"]
+    command = [sys.executable, "-m", "sft.cli.main", "build", MIXTURE, *off, f"sources_dir={rows.parent}", "workers=2"]
     parent = subprocess.Popen(
         [*command, f"tokenizer={tokenizer_file}", f"out={tmp_path / 'shards'}"],
         cwd=PROJECT,

@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 
 from sft.config import DeepSpeedConfig, LoraConfig, OptimizerConfig, TrainConfig
 from sft.errors import StopRequested
-from sft.model.compiled import compile_blocks
-from sft.model.huggingface import parameter_shapes, read_config
+from sft.model.compile import compile_blocks
+from sft.model.hf_folder import parameter_shapes, read_config
 from sft.train import run
-from sft.train.checkpoint import published
-from sft.train.engine.torch import TorchEngine
+from sft.train.checkpoint.store import published
+from sft.train.checkpoint.tensors import StoredPieces
+from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.pieces import StoredPieces
-from sft.train.track import read_records
-from tests.ranks import finished, fork_ranks
+from sft.train.monitor.metrics import read_records
+from tests.support.ranks import finished, fork_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.data.recipes import Convert, load_converter
+from sft.data.sources.recipe import Convert, load_converter
 
 RECIPES = Path(__file__).parents[2] / "data_recipes"
 

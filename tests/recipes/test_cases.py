@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sft.chat.conversation import Conversation, Drop
-from sft.data.recipes import Convert, load_converter
+from sft.data.sources.recipe import Convert, load_converter
 
 RECIPES = Path(__file__).parents[2] / "data_recipes"
 SOURCES = sorted(path.parent.name for path in RECIPES.glob("*/recipe.yaml"))

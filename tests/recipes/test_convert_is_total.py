@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sft.chat.conversation import Conversation, Drop, clean_text
-from sft.data.recipes import Convert
+from sft.data.sources.recipe import Convert
 
 COLUMNS = {
     "alpaca": ("instruction", "input", "output", "text"),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.chat.conversation import Conversation, clean_text
-from sft.data.recipes import Convert
+from sft.data.sources.recipe import Convert
 
 PIECES = ("\n\n", "\n", "Human:", "Assistant:", "Human: ", "1. one", "two", "…", " ", "\n\nhuman: ", "\n\n- ")
 TAG = re.compile(r"\n\n(Human|Assistant):(\s|$)")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft.config import BuildConfig
-from sft.data.recipes import load_converter, load_mixture
+from sft.data.sources.recipe import load_converter, load_mixture
 
 RECIPES = Path(__file__).parents[2] / "data_recipes"
 MIXTURES = sorted(path.stem for path in (RECIPES / "mixtures").glob("*.yaml"))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.data.recipes import load_mixture
-from sft.data.sources import find_files
+from sft.data.sources.files import find_files
+from sft.data.sources.recipe import load_mixture
 
 MIXTURES = (
     "sample",

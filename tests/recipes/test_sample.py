@@ -9,9 +9,9 @@ import pytest
 
 from sft.chat.conversation import Conversation, Drop
 from sft.config import BuildConfig
-from sft.data.quality.language import other_language
-from sft.data.recipes import Convert, load_mixture
-from sft.data.sources import find_files, read_rows
+from sft.data.filters.language import other_language
+from sft.data.sources.files import find_files, read_rows
+from sft.data.sources.recipe import Convert, load_mixture
 
 SOURCES = ("alpaca", "dolly", "gpt4all", "hh", "sharegpt")
 

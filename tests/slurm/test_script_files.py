@@ -85,7 +85,7 @@ def test_shellcheck_finds_nothing() -> None:
 @pytest.mark.parametrize("out", ["runs/x", "runs/with space, a=b", "runs/it's: here  # 'now'"])
 def test_run_folder_is_the_one_that_sft_train_resolves(out: str, tmp_path: Path) -> None:
     sft = tmp_path / "sft"
-    sft.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sft.cli "$@"\n')
+    sft.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sft.cli.main "$@"\n')
     sft.chmod(0o755)
     config = tmp_path / "config.yaml"
     config.write_text("shards: s\nout: elsewhere\nmodel: {weights: scratch, preset: tiny}\n")

@@ -19,8 +19,7 @@ LAYERS = (
     "redact",
     "config",
     "settings",
-    "progress",
-    "terminal",
+    "console",
     "storage",
     "chat",
     "data",
@@ -39,22 +38,22 @@ LAYERS = (
 # transformers has its home in a folder; everything else in one file, or two.
 HOMES: dict[str, str | tuple[str, ...]] = {
     "omegaconf": "settings.py",
-    "pyarrow": ("data/shards.py", "data/parquet.py"),
-    "huggingface_hub": "data/hub.py",
-    "msgspec": "data/rows.py",
-    "jinja2": "data/report.py",
-    "backports": "data/sources.py",
-    "py3langid": "data/quality/language.py",
-    "ftfy": "data/quality/repair.py",
+    "pyarrow": ("data/shards.py", "data/sources/parquet.py"),
+    "huggingface_hub": "data/sources/hub.py",
+    "msgspec": "data/sources/rows.py",
+    "jinja2": "data/report/html.py",
+    "backports": "data/sources/files.py",
+    "py3langid": "data/filters/language.py",
+    "ftfy": "data/filters/mojibake.py",
     "tokenizers": "chat/tokenizer.py",
     "fastokens": "chat/fast_tokenizer.py",
-    "deepspeed": "train/engine/deepspeed.py",
-    "wandb": "train/track.py",
-    "tensorboard": "train/track.py",
-    "packaging": "doctor.py",
+    "deepspeed": "train/engine/deepspeed/engine.py",
+    "wandb": "train/monitor/metrics.py",
+    "tensorboard": "train/monitor/metrics.py",
+    "packaging": "cli/doctor.py",
     "transformers": "export/",
 }
-WITHOUT_TORCH = ("errors", "redact", "config", "settings", "progress", "storage", "chat", "data", "version")
+WITHOUT_TORCH = ("errors", "redact", "config", "settings", "console", "storage", "chat", "data", "version")
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
 
@@ -67,7 +66,7 @@ def imported(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
-            # `from sft.data import build` imports the module sft.data.build.
+            # `from sft.data import build` imports the module sft.data.build.build.
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
@@ -88,7 +87,7 @@ def labels(paths: list[Path]) -> list[str]:
 def test_the_scan_sees_the_code() -> None:
     assert len(MODULES) > 40
     assert len(CONVERTERS) >= 5
-    assert "sft.errors.SftError" in set(imported(ROOT / "sft" / "cli.py"))
+    assert "sft.errors.SftError" in set(imported(ROOT / "sft" / "cli/main.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=labels(MODULES))
@@ -137,7 +136,7 @@ def test_building_data_imports_no_torch_on_the_way() -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     heavy = {"torch", "transformers", "numpy", "rich", *HOMES}
     code = (
-        "import sys\nfrom sft.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom sft.cli.main import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print('HEAVY', sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.cli import main
+from sft.cli.main import main
 from sft.config import TrainConfig
 from sft.errors import ConfigError
 from sft.redact import HIDDEN, environment_secrets, redact, refuse_secrets
@@ -136,7 +136,7 @@ def test_a_key_drawn_into_yaml_from_the_environment_is_refused(tmp_path: Path, m
 
 FAILS = """
 import logging, sys
-from sft import cli
+from sft.cli import main as cli
 def fail(_):
     logging.getLogger("sft").warning("refused %s", sys.argv[1])
     print("said", sys.argv[1])

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sft.data.loader import Batch
-from sft.model.neox import NeoX
+from sft.data.batches.batch import Batch
+from sft.model.neox.model import NeoX
 
 SMALLEST_SCALE = 1.0
 """The fp16 loss scale never goes below this; runs without a loss scale have exactly this."""

@@ -11,14 +11,14 @@ from typing import Any
 
 from sft.config import TrainConfig
 from sft.errors import StorageError
+from sft.storage.atomic import staging_path
 from sft.storage.manifest import write_manifest
-from sft.storage.publish import staging_path
-from sft.train.checkpoint import KIND, SCHEMA_VERSION, open_staging, publish_staging
-from tests.faults import trips
-from tests.faults.bench import Bench, refused
-from tests.faults.material import NUM_STEPS, content
-from tests.faults.verdict import Lost, Unfired, Wrong, checkpoint, is_whole, saved_steps
-from tests.faults.victim import Journal
+from sft.train.checkpoint.store import KIND, SCHEMA_VERSION, open_staging, publish_staging
+from tests.faults import failpoints
+from tests.faults.fixtures import NUM_STEPS, content
+from tests.faults.oracle import Lost, Unfired, Wrong, checkpoint, is_whole, saved_steps
+from tests.faults.process import Journal
+from tests.faults.sandbox import Bench, refused
 
 LAST = checkpoint(Path(), NUM_STEPS)
 
@@ -142,7 +142,7 @@ def taken_name(bench: Bench) -> str:
             journal.fire("empty folder")
             final.mkdir(parents=True)
 
-    victim = bench.train(config, trips.on_call(ENGINE_STEP, make))
+    victim = bench.train(config, failpoints.on_call(ENGINE_STEP, make))
     if code := victim.wait():
         raise Wrong(f"exit code {code}: {victim.messages[-600:]}")
     if not victim.fired:
@@ -233,7 +233,7 @@ def loads_nothing(bench: Bench) -> str:
         return lambda _file: Nothing()
 
     target = LOADERS[bench.n // 2 % len(LOADERS)]
-    victim = bench.train(config, trips.on_call(target, load, after=True))
+    victim = bench.train(config, failpoints.on_call(target, load, after=True))
     if not (victim.wait(), victim.fired)[1]:
         raise Unfired("nothing was loaded")
     if victim.wait() == 0:
@@ -261,7 +261,7 @@ class Nothing:
         return []
 
 
-LOADERS = ("sft.train.pieces:safe_open", "sft.model.stored_tensors:safe_open")
+LOADERS = ("sft.train.checkpoint.tensors:safe_open", "sft.model.weight_files:safe_open")
 
 
 def published_twice(bench: Bench) -> str:
@@ -289,7 +289,7 @@ def published_twice(bench: Bench) -> str:
     return ending
 
 
-ENGINE_STEP = "sft.train.engine.torch:TorchEngine.step"
+ENGINE_STEP = "sft.train.engine.native:TorchEngine.step"
 
 
 def falls_back(bench: Bench, config: TrainConfig) -> str:

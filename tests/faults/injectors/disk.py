@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.faults import trips
-from tests.faults.bench import Bench, refused, require, says
-from tests.faults.material import NUM_STEPS, content
-from tests.faults.verdict import Barred, FinalState, Lost, Unfired, Wrong, checkpoint, records, saved_steps
-from tests.faults.victim import Hook, Journal, Victim
+from tests.faults import failpoints
+from tests.faults.fixtures import NUM_STEPS, content
+from tests.faults.oracle import Barred, FinalState, Lost, Unfired, Wrong, checkpoint, records, saved_steps
+from tests.faults.process import Hook, Journal, Victim
+from tests.faults.sandbox import Bench, refused, require, says
 
-ENGINE_STEP = "sft.train.engine.torch:TorchEngine.step"
+ENGINE_STEP = "sft.train.engine.native:TorchEngine.step"
 MEGABYTE = 1_000_000
 CHECKPOINT_BYTES = 10 * MEGABYTE
 ROOM = 80 * MEGABYTE
@@ -36,7 +36,7 @@ def full_while_saving(bench: Bench) -> str:
     out, step = Path(config.out), (4, 8)[bench.n % 2]
     left = bench.rng.randint(100_000, CHECKPOINT_BYTES - 500_000)
     fill, free = limit_size(left // 3) if is_limit else fill_disk(out, left)
-    full = trips.at_point(out, rf"mkdir checkpoints/\.staging-step-{step:08d}", fill)
+    full = failpoints.at_point(out, rf"mkdir checkpoints/\.staging-step-{step:08d}", fill)
 
     def free_later(path: Path) -> None:
         for thread in threading.enumerate():
@@ -60,7 +60,7 @@ def full_for_good(bench: Bench) -> str:
     out = Path(config.out)
     first = bench.rng.choice((4, 6))
     fill, _ = fill_disk(out, bench.rng.randint(100_000, CHECKPOINT_BYTES - 500_000))
-    victim = bench.train(config, trips.at_point(out, rf"mkdir checkpoints/\.staging-step-{first:08d}", fill))
+    victim = bench.train(config, failpoints.at_point(out, rf"mkdir checkpoints/\.staging-step-{first:08d}", fill))
     require(victim, 74, f"step {first} was not saved", f"step {first + 2} was not saved")
     ending = refused(victim, 74, "checkpoints")
     if saved_steps(out)[-1] != first - 2:
@@ -86,7 +86,7 @@ def full_log(bench: Bench) -> str:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
 
-        talk = trips.on_call(ENGINE_STEP, lambda number, _journal: print(f"a line of step {number}", flush=True))
+        talk = failpoints.on_call(ENGINE_STEP, lambda number, _journal: print(f"a line of step {number}", flush=True))
         require(bench.train(config, log_there, talk, *hooks), 0)
         bench.is_alike(config)
         return "S"
@@ -157,8 +157,8 @@ def flaky(bench: Bench) -> str:
     out = Path(config.out)
     point = points[(bench.n * 7919) % len(points)]
     number = (errno.EIO, errno.ESTALE, errno.EINTR, errno.EDQUOT, 0)[bench.n % 5]
-    action = trips.fail(number) if number else lambda _: time.sleep(1.0)
-    victim = bench.train(config, trips.at_point(out, trips.exactly(point), action))
+    action = failpoints.fail(number) if number else lambda _: time.sleep(1.0)
+    victim = bench.train(config, failpoints.at_point(out, failpoints.exactly(point), action))
     if not (victim.wait(), victim.fired)[1]:
         raise Unfired(point)
     if victim.wait() == 74 and f"step-{NUM_STEPS:08d}" in point:  # the last save has no later one to make up for it
@@ -176,9 +176,9 @@ def flaky_reading(bench: Bench) -> str:
     out = Path(config.out)
     shutil.rmtree(checkpoint(out, NUM_STEPS))
     names = sorted(path.name for path in checkpoint(out, 8).iterdir())
-    pattern = trips.exactly(f"read checkpoints/step-00000008/{names[bench.n % len(names)]}")
-    action = trips.fail((errno.EIO, errno.ESTALE, errno.EACCES)[bench.n % 3])
-    victim = bench.train(config, trips.at_point(out, pattern, action, visit=1))
+    pattern = failpoints.exactly(f"read checkpoints/step-00000008/{names[bench.n % len(names)]}")
+    action = failpoints.fail((errno.EIO, errno.ESTALE, errno.EACCES)[bench.n % 3])
+    victim = bench.train(config, failpoints.at_point(out, pattern, action, visit=1))
     if not (victim.wait(), victim.fired)[1]:
         raise Unfired(pattern)
     if victim.wait() != 0:
@@ -192,7 +192,7 @@ def failing_sync(bench: Bench) -> str:
     """fsync fails: what is not known to be on disk is never published."""
     config, out = bench.config(), Path(bench.config().out)
     names = [point for point in dict.fromkeys(bench.material.save_points) if re.match(FIRST_SAVE_SYNCED, point)]
-    trip = trips.at_point(out, trips.exactly(names[bench.n % len(names)]), trips.fail(errno.EIO))
+    trip = failpoints.at_point(out, failpoints.exactly(names[bench.n % len(names)]), failpoints.fail(errno.EIO))
     victim = bench.train(config, trip)
     require(victim, 0, "was not saved, going on")
     if 4 in saved_steps(out):
@@ -205,7 +205,7 @@ def failing_sync_of_name(bench: Bench) -> str:
     """fsync of the folder that holds the checkpoints fails once; a stop is asked for in the same step."""
     config, out = bench.config(), Path(bench.config().out)
     step = (4, 8)[bench.n % 2]
-    trip = trips.at_point(out, "fsync checkpoints", trips.fail(errno.EIO), visit=step // 4)
+    trip = failpoints.at_point(out, "fsync checkpoints", failpoints.fail(errno.EIO), visit=step // 4)
     ask = in_step(step, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     victim = bench.train(config, trip, ask)
     require(victim, 75, f"after step {step}")
@@ -224,7 +224,7 @@ def two_jobs(bench: Bench) -> str:
             while not go.exists():
                 time.sleep(0.005)
 
-    first = bench.train(config, trips.on_call(ENGINE_STEP, hold))
+    first = bench.train(config, failpoints.on_call(ENGINE_STEP, hold))
     _wait_for(first)
     before = content(Path(config.out))
     second = bench.train(config)
@@ -268,8 +268,8 @@ def jumping_clock(bench: Bench) -> str:
                 journal.fire(f"{jump_s} s")
                 shift_s = jump_s
 
-        trips.on_call(ENGINE_STEP, move)(journal)
-        trips.replace("time:time", lambda _original: now_s() + shift_s)
+        failpoints.on_call(ENGINE_STEP, move)(journal)
+        failpoints.replace("time:time", lambda _original: now_s() + shift_s)
 
     victim = bench.train(config, jump, environ={"SLURM_JOB_END_TIME": str(int(time.time()) + 3600)})
     require(victim, 0)
@@ -321,7 +321,7 @@ def mount(folder: Path, flags: int, options: str = "", source: Path = Path("none
         raise Barred(f"mount: {os.strerror(ctypes.get_errno())}")
 
 
-def fill_disk(out: Path, left: int) -> tuple[trips.Action, trips.Action]:
+def fill_disk(out: Path, left: int) -> tuple[failpoints.Action, failpoints.Action]:
     """Actions: leave so many bytes of the disk that holds a folder, and give all back."""
     ballast = out.parent / "ballast"
 
@@ -333,7 +333,7 @@ def fill_disk(out: Path, left: int) -> tuple[trips.Action, trips.Action]:
     return fill, lambda _path: ballast.unlink()
 
 
-def limit_size(num_bytes: int) -> tuple[trips.Action, trips.Action]:
+def limit_size(num_bytes: int) -> tuple[failpoints.Action, failpoints.Action]:
     """Actions: let no file grow beyond a size, and allow it again."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     return (
@@ -342,7 +342,7 @@ def limit_size(num_bytes: int) -> tuple[trips.Action, trips.Action]:
     )
 
 
-def in_step(step: int, action: trips.Action) -> Hook:
+def in_step(step: int, action: failpoints.Action) -> Hook:
     """Act right before the update of a step."""
 
     def act(number: int, journal: Journal) -> None:
@@ -350,7 +350,7 @@ def in_step(step: int, action: trips.Action) -> Hook:
             journal.fire(f"in step {step}")
             action(Path())
 
-    return trips.on_call(ENGINE_STEP, act)
+    return failpoints.on_call(ENGINE_STEP, act)
 
 
 def as_nobody(bench: Bench) -> Hook:

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import TrainConfig
-from tests.faults import trips
-from tests.faults.bench import KILLED, Bench, require, says
-from tests.faults.material import NUM_STEPS, content
-from tests.faults.verdict import Lost, Unfired, Wrong, checkpoint, is_whole, last_step, records, saved_steps
-from tests.faults.victim import Hook, Journal, Victim
+from tests.faults import failpoints
+from tests.faults.fixtures import NUM_STEPS, content
+from tests.faults.oracle import Lost, Unfired, Wrong, checkpoint, is_whole, last_step, records, saved_steps
+from tests.faults.process import Hook, Journal, Victim
+from tests.faults.sandbox import KILLED, Bench, require, says
 
 TERM, USR1, USR2, KILL = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL
-ENGINE_STEP = "sft.train.engine.torch:TorchEngine.step"
+ENGINE_STEP = "sft.train.engine.native:TorchEngine.step"
 MOMENTS = {
-    "forward": "sft.model.neox:NeoX.forward",
+    "forward": "sft.model.neox.model:NeoX.forward",
     "backward": "torch:Tensor.backward",
     "step": ENGINE_STEP,
-    "data": "sft.data.loader:join",
+    "data": "sft.data.batches.batch:join",
 }
 MICRO_BATCHES = 2
 """Calls of all of these but `step` in one optimizer step."""
@@ -68,8 +68,8 @@ def at_trip_point(bench: Bench) -> str:
     visit = 1 + bench.rng.randrange(points.count(point))
     config, out = bench.config(), Path(bench.config().out)
     cut = bench.power_cut(out)
-    action = trips.cut_and_kill(bench.rng.random()) if point.startswith("fsync") else trips.send(KILL)
-    trip = trips.at_point(out, trips.exactly(point), action, visit=visit)
+    action = failpoints.cut_and_kill(bench.rng.random()) if point.startswith("fsync") else failpoints.send(KILL)
+    trip = failpoints.at_point(out, failpoints.exactly(point), action, visit=visit)
     victim = bench.train(config, cut.watch, trip)
     require(victim, KILLED)
     reached = last_step(out)
@@ -83,7 +83,9 @@ def between_rename_and_sync(bench: Bench) -> str:
     """SIGKILL after the final name is given and before its folder is synced; the name may be lost with the power."""
     config, out = bench.config(), Path(bench.config().out)
     cut = bench.power_cut(out)
-    trip = trips.at_point(out, r"rename .*/\.staging-step-.*", trips.send(KILL), visit=1 + bench.n % 3, after=True)
+    trip = failpoints.at_point(
+        out, r"rename .*/\.staging-step-.*", failpoints.send(KILL), visit=1 + bench.n % 3, after=True
+    )
     victim = bench.train(config, cut.watch, trip)
     require(victim, KILLED)
     reached = last_step(out)
@@ -97,7 +99,7 @@ def long_after_saving(bench: Bench) -> str:
     config, out = bench.config(async_save=bool(bench.n % 2)), Path(bench.config().out)
     step = bench.rng.choice((6, 7, 10, 11))
     cut = bench.power_cut(out)
-    victim = bench.train(config, cut.watch, trips.on_call(ENGINE_STEP, signalling(step, KILL)))
+    victim = bench.train(config, cut.watch, failpoints.on_call(ENGINE_STEP, signalling(step, KILL)))
     require(victim, KILLED)
     cut.strike(victim, undone_share=1.0)
     if not config.async_save and saved_steps(out)[-1:] != [step - step % 4]:
@@ -111,14 +113,14 @@ def asked_in(bench: Bench) -> str:
     moment = list(MOMENTS)[bench.n % len(MOMENTS)]
     step = bench.rng.randint(1, NUM_STEPS - 1)
     call = step if moment == "step" else MICRO_BATCHES * (step - 1) + bench.rng.randint(1, MICRO_BATCHES)
-    return stops(bench, step, trips.on_call(MOMENTS[moment], signalling(call, TERM)))
+    return stops(bench, step, failpoints.on_call(MOMENTS[moment], signalling(call, TERM)))
 
 
 def asked_repeatedly(bench: Bench) -> str:
     """Several signals in a row."""
     step = bench.rng.randint(1, NUM_STEPS - 1)
     numbers = [bench.rng.choice((TERM, USR1, USR2, signal.SIGHUP)) for _ in range(bench.rng.randint(2, 5))]
-    return stops(bench, step, trips.on_call(ENGINE_STEP, signalling(step, *numbers)))
+    return stops(bench, step, failpoints.on_call(ENGINE_STEP, signalling(step, *numbers)))
 
 
 def asked_by_file_or_deadline(bench: Bench) -> str:
@@ -132,7 +134,7 @@ def asked_by_file_or_deadline(bench: Bench) -> str:
                 journal.fire("STOP file")
                 stop_file.touch()
 
-        return stops(bench, step, trips.on_call(ENGINE_STEP, ask))
+        return stops(bench, step, failpoints.on_call(ENGINE_STEP, ask))
     started_s = time.time()
 
     def note(number: int, journal: Journal) -> None:
@@ -142,7 +144,7 @@ def asked_by_file_or_deadline(bench: Bench) -> str:
             journal.fire("deadline")
 
     environ = {"SLURM_JOB_END_TIME": str(started_s + DEADLINE_S)}
-    return stops(bench, None, trips.on_call(ENGINE_STEP, note), environ=environ, config=config)
+    return stops(bench, None, failpoints.on_call(ENGINE_STEP, note), environ=environ, config=config)
 
 
 DEADLINE_S = 4.0
@@ -177,8 +179,8 @@ def asked_while_saving(bench: Bench) -> str:
     points = [point for point in bench.material.save_points if "step-00000012" not in point]
     point = points[(bench.n * 7919) % len(points)]
     out = Path(bench.config().out)
-    trip = trips.at_point(
-        out, trips.exactly(point), trips.send(TERM), visit=1 + bench.rng.randrange(points.count(point))
+    trip = failpoints.at_point(
+        out, failpoints.exactly(point), failpoints.send(TERM), visit=1 + bench.rng.randrange(points.count(point))
     )
     return stops(bench, None, trip)
 
@@ -187,8 +189,8 @@ def killed_while_stopping(bench: Bench) -> str:
     """The grace period ends before the save that SIGTERM asked for does."""
     config, out = bench.config(), Path(bench.config().out)
     step = bench.rng.choice([step for step in range(1, NUM_STEPS) if step % 4])
-    slow = trips.at_point(out, rf"fsync .*/\.staging-step-{step:08d}.*", lambda _: time.sleep(60))
-    victim = bench.train(config, trips.on_call(ENGINE_STEP, signalling(step, TERM)), slow)
+    slow = failpoints.at_point(out, rf"fsync .*/\.staging-step-{step:08d}.*", lambda _: time.sleep(60))
+    victim = bench.train(config, failpoints.on_call(ENGINE_STEP, signalling(step, TERM)), slow)
     end_s = time.monotonic() + 30
     while len(victim.fired) < 2 and victim.ended() is None and time.monotonic() < end_s:
         time.sleep(0.005)
@@ -214,13 +216,17 @@ def while_copying(bench: Bench) -> str:
         if number >= 6 and saved_steps(out):
             os.kill(os.getpid(), KILL)
 
-    bench.train_dies(config, trips.on_call("sft.train.save:replace", starve), trips.on_call(ENGINE_STEP, kill))
+    bench.train_dies(
+        config,
+        failpoints.on_call("sft.train.checkpoint.async_writer:replace", starve),
+        failpoints.on_call(ENGINE_STEP, kill),
+    )
     return bench.ends_alike(config)
 
 
 def crashes(bench: Bench) -> str:
     """An exception where nobody expects one: in the loop, the loader or the metrics; the trace is kept."""
-    target = ("sft.data.loader:join", ENGINE_STEP, "sft.train.track:Tracker.log")[bench.n % 3]
+    target = ("sft.data.batches.batch:join", ENGINE_STEP, "sft.train.monitor.metrics:Tracker.log")[bench.n % 3]
     call = bench.rng.randint(2, NUM_STEPS)
 
     def crash(number: int, journal: Journal) -> None:
@@ -229,7 +235,7 @@ def crashes(bench: Bench) -> str:
             raise LookupError("a bug that was planted")
 
     config = bench.config()
-    says(bench.train_dies(config, trips.on_call(target, crash), code=1), "Traceback", "a bug that was planted")
+    says(bench.train_dies(config, failpoints.on_call(target, crash), code=1), "Traceback", "a bug that was planted")
     return bench.ends_alike(config)
 
 
@@ -243,7 +249,9 @@ def dies_natively(bench: Bench) -> str:
             os.abort() if is_abort else ctypes.string_at(0)
 
     config = bench.config(precision=("fp16", "bf16", "fp32")[bench.n % 3])
-    bench.train_dies(config, trips.on_call(ENGINE_STEP, die), code=-(signal.SIGABRT if is_abort else signal.SIGSEGV))
+    bench.train_dies(
+        config, failpoints.on_call(ENGINE_STEP, die), code=-(signal.SIGABRT if is_abort else signal.SIGSEGV)
+    )
     return bench.ends_alike(config)
 
 
@@ -256,7 +264,7 @@ def holds_the_interpreter(bench: Bench) -> str:
             journal.fire("interpreter held")
             ctypes.PyDLL(None).sleep(600)
 
-    victim = bench.train_dies(config, trips.on_call(ENGINE_STEP, hang), code=71)
+    victim = bench.train_dies(config, failpoints.on_call(ENGINE_STEP, hang), code=71)
     stacks = (Path(config.out) / "stacks" / "rank-00000.txt").read_text()
     if "in hang" not in stacks:
         raise Wrong(f"no stack of what held it: {stacks[-400:]} {victim.messages[-400:]}")
@@ -271,7 +279,7 @@ def while_retiring(bench: Bench) -> str:
     config = bench.config(save_every_steps=2, keep_checkpoints=2)
     out = Path(config.out)
     pattern = r"rename checkpoints/step-.*" if bench.n % 4 == 3 else DELETION
-    trip = trips.at_point(out, pattern, trips.send(KILL), visit=1 + bench.n % (4 if bench.n % 4 == 3 else 12))
+    trip = failpoints.at_point(out, pattern, failpoints.send(KILL), visit=1 + bench.n % (4 if bench.n % 4 == 3 else 12))
     bench.train_dies(config, trip)
     if len([step for step in saved_steps(out) if is_whole(checkpoint(out, step))]) < 2:
         raise Lost(f"only {saved_steps(out)} are left")
@@ -290,7 +298,7 @@ def while_building(bench: Bench) -> str:
     if bench.n % 4:
         point = points[(bench.n * 7919) % len(points)]
         visit = 1 + bench.rng.randrange(points.count(point))
-        trip = trips.at_point(folder, trips.exactly(point), trips.send(KILL), visit=visit)
+        trip = failpoints.at_point(folder, failpoints.exactly(point), failpoints.send(KILL), visit=visit)
         require(bench.command(*words, hooks=(trip,)), KILLED)
     else:
         _kill_command(bench, words, folder)
@@ -341,6 +349,6 @@ def signalling(call: int, *numbers: signal.Signals) -> Callable[[int, Journal], 
     def act(number: int, journal: Journal) -> None:
         if number == call:
             journal.fire([number.name for number in numbers])
-            trips.send(*numbers)(Path())
+            failpoints.send(*numbers)(Path())
 
     return act

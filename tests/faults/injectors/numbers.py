@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from sft.config import TrainConfig
-from sft.data.order import Order
+from sft.data.batches.sampler import Order
 from tests import conftest
-from tests.faults import trips
-from tests.faults.bench import Bench, refused, require
-from tests.faults.material import NUM_STEPS
-from tests.faults.verdict import FinalState, Unfired, Wrong, records, saved_steps, step_records
-from tests.faults.victim import Hook, Journal, Victim
+from tests.faults import failpoints
+from tests.faults.fixtures import NUM_STEPS
+from tests.faults.oracle import FinalState, Unfired, Wrong, records, saved_steps, step_records
+from tests.faults.process import Hook, Journal, Victim
+from tests.faults.sandbox import Bench, refused, require
 
-MODEL = "sft.model.neox:NeoX.forward"
-ENGINE_STEP = "sft.train.engine.torch:TorchEngine.step"
-BACKWARD = "sft.train.engine.torch:TorchEngine.forward_backward"
+MODEL = "sft.model.neox.model:NeoX.forward"
+ENGINE_STEP = "sft.train.engine.native:TorchEngine.step"
+BACKWARD = "sft.train.engine.native:TorchEngine.forward_backward"
 MICRO_BATCHES = 2
 BAD_NUMBERS = (math.nan, math.inf, -math.inf)
 
@@ -67,7 +67,7 @@ def nothing_supervised(bench: Bench) -> str:
     def emptied(original: Callable[..., Any], *arguments: Any) -> Any:
         return [unsupervised(pack) if number in empty else pack for number, pack in enumerate(original(*arguments))]
 
-    trips.replace("tests.conftest:_random_packs", emptied)
+    failpoints.replace("tests.conftest:_random_packs", emptied)
     (bench.folder / "shards").mkdir()
     conftest.write_tiny_shards(bench.folder / "shards")
     victim = bench.train(config, watched_weights)
@@ -116,7 +116,7 @@ def spike(bench: Bench) -> str:
         journal.fire(f"loss x {factor}")
         return lambda result: replace(result, loss_sum=result.loss_sum * factor)
 
-    require(bench.train(config, trips.on_call(ENGINE_STEP, raised, after=True)), 0)
+    require(bench.train(config, failpoints.on_call(ENGINE_STEP, raised, after=True)), 0)
     out = Path(config.out)
     spikes = [record["step"] for record in records(out) if record["kind"] == "spike"]
     if spikes != [step]:
@@ -164,7 +164,7 @@ def wrong_normaliser(bench: Bench) -> str:
             journal.fire("normaliser")
             return original(engine, batch, MICRO_BATCHES * batch.num_supervised, **named)
 
-        trips.replace(BACKWARD, wrapped)
+        failpoints.replace(BACKWARD, wrapped)
 
     return caught(bench, dividing)
 
@@ -172,7 +172,9 @@ def wrong_normaliser(bench: Bench) -> str:
 def wrong_schedule(bench: Bench) -> str:
     """A planted bug: after a resume the learning rate is that of a step before or after."""
     config = bench.config()
-    bench.train_dies(config, trips.on_call(ENGINE_STEP, lambda number, journal: _die(number == 9, journal)), code=1)
+    bench.train_dies(
+        config, failpoints.on_call(ENGINE_STEP, lambda number, journal: _die(number == 9, journal)), code=1
+    )
     shift = 1 if bench.n % 2 else -1
 
     def shifting(journal: Journal) -> None:
@@ -180,7 +182,7 @@ def wrong_schedule(bench: Bench) -> str:
             journal.fire("schedule")
             return original(step + shift, *arguments)
 
-        trips.replace("sft.train.loop:learning_rate", wrapped)
+        failpoints.replace("sft.train.loop:learning_rate", wrapped)
 
     return caught(bench, shifting)
 
@@ -209,7 +211,7 @@ def spoiled_forward(bench: Bench, first: int, last: int) -> Hook:
         journal.fire(f"forward {bad}")
         return lambda hidden: hidden * bad
 
-    return trips.on_call(MODEL, spoil, after=True)
+    return failpoints.on_call(MODEL, spoil, after=True)
 
 
 def spoiled_gradient(bench: Bench, first: int, last: int) -> Hook:
@@ -229,7 +231,7 @@ def spoiled_gradient(bench: Bench, first: int, last: int) -> Hook:
                 gradient[number % len(gradient)] = bad
             return original(engine, *arguments, **named)
 
-        trips.replace(ENGINE_STEP, spoiling)
+        failpoints.replace(ENGINE_STEP, spoiling)
 
     return install
 
@@ -247,7 +249,7 @@ def watched_weights(journal: Journal) -> None:
         journal.write("weights", [num_steps, same])
         return result
 
-    trips.replace(ENGINE_STEP, watching)
+    failpoints.replace(ENGINE_STEP, watching)
 
 
 def require_json(path: Path) -> None:

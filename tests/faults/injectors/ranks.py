@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from sft.train.engine.shard import local
-from tests.faults import trips
-from tests.faults.bench import KILLED, Bench, refused, says
+from sft.train.engine.fsdp import local
+from tests.faults import failpoints
+from tests.faults.fixtures import NUM_STEPS
 from tests.faults.injectors import numbers
 from tests.faults.injectors.damage import files, flip
 from tests.faults.injectors.kills import ENGINE_STEP, MOMENTS, TERM, signalling
-from tests.faults.material import NUM_STEPS
-from tests.faults.verdict import (
+from tests.faults.oracle import (
     FinalState,
     Slow,
     Unfired,
@@ -29,7 +28,8 @@ from tests.faults.verdict import (
     saved_steps,
     step_records,
 )
-from tests.faults.victim import Hook, Journal, Victim
+from tests.faults.process import Hook, Journal, Victim
+from tests.faults.sandbox import KILLED, Bench, refused, says
 
 PAIR = 2
 PATIENCE_S = 4.0
@@ -43,8 +43,8 @@ def killed_while_saving(bench: Bench) -> str:
     config, out = bench.config(peer_timeout_s=PATIENCE_S), Path(bench.config().out)
     pattern = SAVE_POINTS[bench.n % len(SAVE_POINTS)]
     rank = int("00002-of" in pattern)
-    trip = trips.at_point(
-        out, pattern, trips.cut_and_kill(bench.rng.random()), visit=1 + bench.n // len(SAVE_POINTS) % 2
+    trip = failpoints.at_point(
+        out, pattern, failpoints.cut_and_kill(bench.rng.random()), visit=1 + bench.n // len(SAVE_POINTS) % 2
     )
     victims = bench.train_together(config, *((trip,) if rank == number else () for number in range(PAIR)))
     _require_left(victims, rank, KILLED)
@@ -86,7 +86,7 @@ def one_is_asked(bench: Bench) -> str:
     rank, moment = bench.n % PAIR, list(MOMENTS)[bench.n // 2 % len(MOMENTS)]
     config = bench.config(peer_timeout_s=PATIENCE_S)
     # With two processes, each computes one batch per step.
-    hook = trips.on_call(MOMENTS[moment], signalling(bench.rng.randint(1, NUM_STEPS - 1), TERM))
+    hook = failpoints.on_call(MOMENTS[moment], signalling(bench.rng.randint(1, NUM_STEPS - 1), TERM))
     victims = bench.train_together(config, *((hook,) if rank == number else () for number in range(PAIR)))
     codes = [victim.wait() for victim in victims]
     if not victims[rank].fired:
@@ -156,7 +156,7 @@ def hidden(folder: Path, delay_s: float) -> Hook:
                 return False
             return bool(original(path))
 
-        trips.replace("pathlib:Path.is_file", is_file)
+        failpoints.replace("pathlib:Path.is_file", is_file)
 
     return install
 
@@ -165,7 +165,7 @@ def other_size(bench: Bench) -> str:
     """The run is stopped, and goes on with another number of processes."""
     before, after = ((1, 2), (2, 1), (2, 4), (4, 2))[bench.n % 4]
     config, step = bench.config(peer_timeout_s=20.0), bench.rng.randint(2, NUM_STEPS - 2)
-    ask = trips.on_call(ENGINE_STEP, signalling(step, TERM))
+    ask = failpoints.on_call(ENGINE_STEP, signalling(step, TERM))
     victims = bench.train_together(config, *((ask,) if rank == 0 else () for rank in range(before)))
     if any(victim.wait() != 75 for victim in victims) or saved_steps(Path(config.out))[-1] != step:
         raise Wrong(f"exit codes {[victim.wait() for victim in victims]}, saved {saved_steps(Path(config.out))}")
@@ -191,7 +191,7 @@ def spoiled_on_one(bench: Bench) -> str:
         journal.fire(f"forward {bad}")
         return lambda hidden: hidden * bad
 
-    hook = trips.on_call(numbers.MODEL, spoil, after=True)
+    hook = failpoints.on_call(numbers.MODEL, spoil, after=True)
     hooks = [(watched_shares, *((hook,) if rank == number else ())) for number in range(PAIR)]
     victims = bench.train_together(config, *hooks)
     if any(victim.wait() for victim in victims):
@@ -220,7 +220,7 @@ def watched_shares(journal: Journal) -> None:
         journal.write("weights", [num_steps, same])
         return result
 
-    trips.replace(ENGINE_STEP, watching)
+    failpoints.replace(ENGINE_STEP, watching)
 
 
 def stopped(bench: Bench) -> str:
@@ -239,7 +239,7 @@ def hangs(bench: Bench) -> str:
             _hang()
 
     victims = bench.train_together(
-        config, (), (trips.on_call(("sft.data.loader:join", ENGINE_STEP)[bench.n % 2], hang),)
+        config, (), (failpoints.on_call(("sft.data.batches.batch:join", ENGINE_STEP)[bench.n % 2], hang),)
     )
     codes = [victim.wait(LEFT_S) for victim in victims]
     if not victims[1].fired:
@@ -264,11 +264,11 @@ def slow(bench: Bench) -> str:
         time.sleep(0.5)
 
     def judge_soon(_journal: Journal) -> None:
-        trips.replace("sft.train.run:SlowRanks", lambda original, hosts: original(hosts, window_steps=2))
+        failpoints.replace("sft.train.run:SlowRanks", lambda original, hosts: original(hosts, window_steps=2))
 
     slow_one = bench.n % PAIR
     hooks = [
-        (judge_soon, *((trips.on_call("sft.data.loader:join", linger),) if rank == slow_one else ()))
+        (judge_soon, *((failpoints.on_call("sft.data.batches.batch:join", linger),) if rank == slow_one else ()))
         for rank in range(PAIR)
     ]
     victims = bench.train_together(config, *hooks)
@@ -292,7 +292,7 @@ def gone(bench: Bench) -> str:
                 return
             original(run)
 
-        trips.replace("sft.train.loop:settle", settling)
+        failpoints.replace("sft.train.loop:settle", settling)
 
     victims = bench.train_together(config, (), (skip,))
     codes = [victim.wait(LEFT_S) for victim in victims]
@@ -314,7 +314,9 @@ def without_data(bench: Bench) -> str:
 
         raise DataError("the shard is gone", on="shards")
 
-    return _leaves(bench, fail, 65, at="sft.data.loader:join") if bench.n % 2 == 0 else _leaves(bench, _hang, None)
+    return (
+        _leaves(bench, fail, 65, at="sft.data.batches.batch:join") if bench.n % 2 == 0 else _leaves(bench, _hang, None)
+    )
 
 
 def nobody_meets(bench: Bench) -> str:
@@ -342,7 +344,7 @@ def _leaves(bench: Bench, fault: Callable[[], Any], code: int | None, at: str = 
             journal.fire("hit")
             fault()
 
-    victims = bench.train_together(config, (), (trips.on_call(at, hit),))
+    victims = bench.train_together(config, (), (failpoints.on_call(at, hit),))
     _require_left(victims, 1, code)
     bench.kept(config)
     bench.ends_alike(config, size=PAIR)

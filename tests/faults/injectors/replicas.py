@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from sft.train.engine.shard import local
-from tests.faults import trips
-from tests.faults.bench import Bench, refused
+from sft.train.engine.fsdp import local
+from tests.faults import failpoints
+from tests.faults.fixtures import NUM_STEPS
 from tests.faults.injectors.kills import ENGINE_STEP
 from tests.faults.injectors.ranks import PAIR
-from tests.faults.material import NUM_STEPS
-from tests.faults.verdict import Unfired, Wrong, saved_steps
-from tests.faults.victim import Journal
+from tests.faults.oracle import Unfired, Wrong, saved_steps
+from tests.faults.process import Journal
+from tests.faults.sandbox import Bench, refused
 
 
 def drifted_replica(bench: Bench) -> str:
@@ -30,7 +30,7 @@ def drifted_replica(bench: Bench) -> str:
                 journal.fire(f"weight of step {step}")
             return result
 
-        trips.replace(ENGINE_STEP, nudged)
+        failpoints.replace(ENGINE_STEP, nudged)
 
     victims = bench.train_together(config, *((drifting,) if number == rank else () for number in range(PAIR)))
     ending = {refused(victim, 71, "hold other weights than") for victim in victims}

@@ -11,14 +11,14 @@ from typing import Any
 
 from sft.config import TrainConfig, WandbConfig
 from sft.settings import as_yaml
-from tests.faults import trips
-from tests.faults.bench import Bench, refused, require
+from tests.faults import failpoints
+from tests.faults.fixtures import NUM_STEPS
 from tests.faults.injectors.damage import flip
-from tests.faults.material import NUM_STEPS
-from tests.faults.verdict import FinalState, Unfired, Wrong, checkpoint, records
-from tests.faults.victim import Hook, Journal, Victim
+from tests.faults.oracle import FinalState, Unfired, Wrong, checkpoint, records
+from tests.faults.process import Hook, Journal, Victim
+from tests.faults.sandbox import Bench, refused, require
 
-ENGINE_STEP = "sft.train.engine.torch:TorchEngine.step"
+ENGINE_STEP = "sft.train.engine.native:TorchEngine.step"
 VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "DATABASE_PASSWORD")
 KEY_FORMS = ("hf_{}", "sk-{}", "ghp_{}", "github_pat_{}")
 
@@ -38,7 +38,7 @@ def key_in_environment(bench: Bench) -> str:
             if crash:
                 raise LookupError("planted")
 
-    victim = bench.train(config, stub_wandb(), trips.on_call(ENGINE_STEP, look), environ={name: key})
+    victim = bench.train(config, stub_wandb(), failpoints.on_call(ENGINE_STEP, look), environ={name: key})
     require(victim, int(crash))
     _require_absent(bench, victim, key)
     return "S"
@@ -81,7 +81,7 @@ def key_in_exception(bench: Bench) -> str:
             journal.fire(name)
             raise ConnectionError(f"401 for https://host/?token={key}")
 
-    victim = bench.train(bench.config(), trips.on_call(ENGINE_STEP, crash), environ={name: key})
+    victim = bench.train(bench.config(), failpoints.on_call(ENGINE_STEP, crash), environ={name: key})
     require(victim, 1, "Traceback", "ConnectionError")
     _require_absent(bench, victim, key)
     return "S"

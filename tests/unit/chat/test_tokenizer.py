@@ -13,7 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
 from sft.chat import tokenizer as tokenizer_module
-from sft.chat.template import CARD_SYSTEM_PROMPT
+from sft.chat.encode import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ASSISTANT, END, NEOX_20B_IDS, PADDING, SYSTEM, TAGS, USER, ChatTokenizer, train_tokenizer
 from sft.errors import ConfigError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sft.data import build as build_module
+from sft.data.build import build as build_module
 
 
 def talks(name: str, count: int) -> list[list[str]]:

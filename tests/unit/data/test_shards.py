@@ -11,23 +11,11 @@ import numpy as np
 import pytest
 
 from sft.data import shards
-from sft.data.shards import (
-    DOCUMENTS,
-    KIND,
-    QUARANTINE,
-    SCHEMA_VERSION,
-    DocumentTable,
-    Pack,
-    Shards,
-    Split,
-    shard_name,
-    token_type,
-    write_documents,
-    write_shard,
-)
+from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
+from sft.data.shards import KIND, QUARANTINE, SCHEMA_VERSION, Pack, Shards, Split, shard_name, token_type, write_shard
 from sft.errors import ConfigError, DataError
 from sft.storage.manifest import write_manifest
-from tests.packs import laid
+from tests.support.packs import laid
 
 SEQ_LEN = 32
 PACKS_PER_SHARD = (7, 5, 1)

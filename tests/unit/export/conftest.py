@@ -9,11 +9,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sft.chat.tokenizer import END, PADDING, ChatTokenizer
 from sft.config import InitConfig, ModelConfig, TrainConfig
-from sft.model.huggingface import write_folder
-from sft.model.neox import build, initialise
-from sft.train.checkpoint import State
-from sft.train.health import Counts
-from tests.checkpoints import publish
+from sft.model.hf_folder import write_folder
+from sft.model.neox.model import build, initialise
+from sft.train.checkpoint.store import State
+from sft.train.monitor.health import Counts
+from tests.support.checkpoints import publish
 
 CONFIG = ModelConfig(
     vocab_size=384, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=128, max_positions=256

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from sft.config import ModelConfig
-from sft.model.huggingface import config_json
-from sft.model.neox import NeoX
+from sft.model.hf_folder import config_json
+from sft.model.neox.model import NeoX
 from sft.model.stored_weights import HEAD, NEWER_HEAD
 
 CONFIG = ModelConfig(

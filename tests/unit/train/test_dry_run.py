@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from sft.config import TrainConfig
-from sft.data.loader import Batch
+from sft.data.batches.batch import Batch
 from sft.data.shards import Shards
 from sft.errors import ConfigError, NumericsError, PeerError
 from sft.train.dry_run import dry_run
-from sft.train.engine.torch import TorchEngine
-from tests.ranks import finished, fork_ranks
+from sft.train.engine.native import TorchEngine
+from tests.support.ranks import finished, fork_ranks
 
 MakeConfig = Callable[..., TrainConfig]
 

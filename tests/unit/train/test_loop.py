@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from sft.config import TrainConfig
-from sft.data.loader import Batch
-from sft.data.order import Order
+from sft.data.batches.batch import Batch
+from sft.data.batches.sampler import Order
 from sft.data.shards import Pack, Split
 from sft.errors import ConfigError, DataError, NumericsError, StopRequested, StorageError
-from sft.train.checkpoint import State, published
+from sft.train.checkpoint.async_writer import Saver
+from sft.train.checkpoint.initial_weights import StartingWeights
+from sft.train.checkpoint.store import State, published
 from sft.train.engine.base import StepResult
-from sft.train.engine.torch import TorchEngine
+from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.save import Saver
-from sft.train.track import Record, read_records
-from sft.train.weights import StartingWeights
+from sft.train.monitor.metrics import Record, read_records
 
 MakeConfig = Callable[..., TrainConfig]
 

@@ -9,9 +9,9 @@ import pytest
 
 from sft.config import TrainConfig
 from sft.errors import ConfigError, DataError, StorageError
-from sft.train.ledger import Ledger, read_lines
 from sft.train.loop import train
-from sft.train.verify import verify_checkpoint, verify_run
+from sft.train.monitor.ledger import Ledger, read_lines
+from sft.train.verify_run import verify_checkpoint, verify_run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,71 @@
+"""Packs joined into the flat token row that the model reads.
+
+T = tokens of the batch without padding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.data.batches.sampler import hashes
+from sft.data.shards import Pack, Split
+
+IGNORE = -1
+"""Target of a position that carries no loss."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: the documents of some packs, one behind the other, without padding.
+
+    `targets_T[t]` is the token that position t must predict, or IGNORE.
+    """
+
+    input_ids_T: NDArray[np.int64]
+    targets_T: NDArray[np.int64]
+    doc_lengths: tuple[int, ...]
+    doc_ids: tuple[int, ...]
+    packs: tuple[int, ...] = ()
+    """Where in their split the packs stand."""
+    doc_seeds: tuple[int, ...] = ()
+    """One number per document that its noise is made from; none if there is to be no noise."""
+
+    @classmethod
+    def empty(cls) -> "Batch":
+        """One token and no loss, for a process that has nothing to compute while others do."""
+        return cls(np.zeros(1, np.int64), np.full(1, IGNORE, np.int64), (1,), ())
+
+    @property
+    def num_supervised(self) -> int:
+        return int((self.targets_T != IGNORE).sum())
+
+
+def join(packs: Sequence[Pack], indices: Sequence[int] = (), noise_seed: int | None = None) -> Batch:
+    """Lay the documents of the packs end to end and shift their loss masks into targets.
+
+    With a noise seed, that of the step, each document gets one that depends on its pack and its place in there alone.
+    """
+    ids_T = np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]).astype(np.int64)
+    mask_T = np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]).astype(bool)
+    lengths_D = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
+    # A document's first token is never predicted: what stands before it belongs to another document.
+    mask_T[np.cumsum(lengths_D) - lengths_D] = False
+    targets_T = np.full(len(ids_T), IGNORE, np.int64)
+    targets_T[:-1] = np.where(mask_T[1:], ids_T[1:], IGNORE)
+    doc_ids = tuple(int(doc_id) for pack in packs for doc_id in pack.doc_ids_D)
+    doc_seeds = () if noise_seed is None else tuple(_doc_seeds(packs, hashes(noise_seed, indices)))
+    return Batch(ids_T, targets_T, tuple(map(int, lengths_D)), doc_ids, tuple(indices), doc_seeds)
+
+
+def micro_batches(split: Split, indices: Sequence[int], size: int, noise_seed: int | None = None) -> Iterator[Batch]:
+    """Some packs of one optimizer step, `size` at a time."""
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        yield join([split[index] for index in chosen], chosen, noise_seed)
+
+
+def _doc_seeds(packs: Sequence[Pack], pack_seeds: NDArray[np.uint64]) -> Iterator[int]:
+    for pack, seed in zip(packs, pack_seeds, strict=True):
+        yield from map(int, hashes(seed, range(len(pack.doc_ids_D))))

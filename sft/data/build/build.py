@@ -1,0 +1,233 @@
+"""Raw files → packed shards. Read `build` first: it is the whole story in order."""
+
+import itertools
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sft.config import BuildConfig
+from sft.console.progress import progress
+from sft.data.build.chunk import Unit, UnitFile
+from sft.data.build.counts import SourceCounts, check
+from sft.data.build.fingerprint import Inputs, published
+from sft.data.build.pool import run_units
+from sft.data.build.worker import load_tokenizer
+from sft.data.build.writer import publish_build, quarantined, write_lines
+from sft.data.filters.contamination import EvaluationIndex
+from sft.data.shards import QUARANTINE, Shards
+from sft.data.sources.files import RawRow, SourceFile, find_files, identify, read_rows, require_unchanged
+from sft.data.sources.lockfile import require_locked
+from sft.data.sources.recipe import load_converter
+from sft.data.sources.rows import row_size
+from sft.errors import ConfigError, DataError
+from sft.storage.atomic import staged
+from sft.storage.folder_lock import lease
+
+# A unit ends when it holds this much: small enough to share out evenly and to lose, large enough to cost nothing.
+ROWS_PER_UNIT = 2000
+BYTES_PER_UNIT = 2_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several jobs that share the units of a build."""
+
+    number: int
+    """From 1."""
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that `I/N` names.
+
+        Raises: ConfigError if it is no such thing.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"part {text}: expected I/N with I from 1 to N", hint="such as 2/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def holds(self, unit: int) -> bool:
+        """Whether the unit, counted from 0, is this job's."""
+        return unit % self.of == self.number - 1
+
+
+def build(config: BuildConfig, recipes: Path) -> Shards:
+    """Build the shards of a mixture and publish them as `config.out`; if they are there already, keep them.
+
+    Units that an earlier build of the same rows, killed or failed, has finished are not made again.
+
+    Raises: DataError for bad sources, ConfigError if `out` holds something else.
+    """
+    out = Path(config.out)
+    inputs = collect_inputs(config, recipes)
+    with lease(_lock(out), out):
+        existing, work = published(out, inputs), _work(out)
+        if existing is not None:
+            shutil.rmtree(work, ignore_errors=True)  # left by a build that was killed after its last step
+            return existing
+        units, counts = _run(inputs, work)
+        with staged(out) as folder:
+            publish_build(folder, inputs, counts, units)
+        shutil.rmtree(work, ignore_errors=True)
+    return Shards.open(out, check_hashes=False)
+
+
+def build_part(config: BuildConfig, recipes: Path, part: Part) -> int | None:
+    """Make one job's share of the units, for a later `build` to merge; how many they are, or None if all is built."""
+    out = Path(config.out)
+    inputs = collect_inputs(config, recipes)
+    with lease(_lock(out), out, shared=True):
+        if published(out, inputs) is not None:
+            return None
+        chosen = (unit for number, unit in enumerate(_units(inputs)) if part.holds(number))
+        return sum(1 for _ in _finished(inputs, _work(out), chosen))
+
+
+def collect_inputs(config: BuildConfig, recipes: Path) -> Inputs:
+    """Everything that decides the bytes, with the raw files hashed.
+
+    Raises: DataError naming all sources that have no file, ConfigError for a recipe or tokenizer that cannot be loaded.
+    """
+    config = replace(config, sources={name: item for name, item in sorted(config.sources.items()) if item.enabled})
+    tokenizer = load_tokenizer(config)
+    for name, source in config.sources.items():
+        load_converter(recipes / name, source.switches)  # what cannot be loaded is told before any process starts
+    if config.evaluation_files:
+        # Loaded for nothing but its mistakes; every worker loads it for itself.
+        EvaluationIndex.load([Path(file) for file in config.evaluation_files], config.evaluation_ngram_words)
+    files = identify_sources(config)
+    require_locked(Path(config.sources_dir), files)
+    return Inputs(config, recipes, tokenizer, files)
+
+
+def identify_sources(config: BuildConfig) -> dict[str, list[SourceFile]]:
+    """The raw files of every source.
+
+    Raises: DataError naming all sources that have none.
+    """
+    folder = Path(config.sources_dir)
+    if not folder.is_dir():
+        raise DataError("no such folder of raw files", on=folder, hint="set sources_dir=…")
+    found = {name: find_files(folder, source.files) for name, source in config.sources.items()}
+    absent = [name for name, paths in found.items() if not paths]
+    if absent:
+        wanted = "; ".join(f"{name} (looked for {', '.join(config.sources[name].files)})" for name in absent)
+        switches = " ".join(f"sources.{name}.enabled=false" for name in absent)
+        raise DataError(
+            f"no file for {wanted}", on=folder, hint=f"put the files there (sft fetch), or switch off: {switches}"
+        )
+    _require_apart(found)
+    files = {name: [identify(path, folder) for path in paths] for name, paths in found.items()}
+    _require_distinct([file for group in files.values() for file in group])
+    return files
+
+
+def _require_distinct(files: Sequence[SourceFile]) -> None:
+    """Make sure that no file lies there twice, which would double its rows.
+
+    Raises: DataError naming both.
+    """
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(file.sha256, file.name)
+        if other != file.name:
+            raise DataError(f"holds the same bytes as {other}", on=file.path, hint="keep one of them")
+
+
+def _require_apart(found: Mapping[str, Sequence[Path]]) -> None:
+    """Make sure that no file is read for two sources.
+
+    Raises: ConfigError naming the file and both.
+    """
+    owners: dict[Path, str] = {}
+    for name, paths in found.items():
+        for path in paths:
+            other = owners.setdefault(path, name)
+            if other != name:
+                hint = f"narrow sources.{other}.files or sources.{name}.files, or move the file"
+                raise ConfigError(f"is claimed by two sources, {other} and {name}", on=path, hint=hint)
+
+
+def _lock(out: Path) -> Path:
+    return out.parent / f".{out.name}.lock"
+
+
+def _work(out: Path) -> Path:
+    """Where finished units lie until the build is published."""
+    return out.parent / f".{out.name}.work"
+
+
+def _run(inputs: Inputs, work: Path) -> tuple[list[UnitFile], dict[str, SourceCounts]]:
+    """Every unit of the build and what became of the rows.
+
+    Raises: DataError if a source is empty or not what its recipe expects.
+    """
+    counts = {name: SourceCounts() for name in inputs.files}
+    units: list[UnitFile] = []
+    try:
+        for name, group in itertools.groupby(_finished(inputs, work, _units(inputs)), key=lambda unit: unit.source):
+            for unit in group:
+                units.append(unit)
+                counts[name].add(unit)
+            # Checked as soon as the source is done, so that a broken one stops the build early.
+            check(name, inputs.config.sources[name], counts[name])
+        for name, count in counts.items():
+            if not count.rows_read:
+                files = ", ".join(file.name for file in inputs.files[name])
+                raise DataError(f"source {name} is empty: no row in {files}", hint="download it again")
+    except DataError as error:
+        raise _with_quarantine(error, work, units) from error
+    return units, counts
+
+
+def _with_quarantine(error: DataError, work: Path, units: list[UnitFile]) -> DataError:
+    """The error, naming the file that shows every row that was not kept so far."""
+    if not units:
+        return error
+    write_lines(work / QUARANTINE, quarantined(units))
+    hints = [error.hint] if error.hint else []
+    return DataError(error.what, on=error.on, hint="; ".join([*hints, f"every dropped row is in {work / QUARANTINE}"]))
+
+
+def _finished(inputs: Inputs, work: Path, units: Iterator[Unit]) -> Iterator[UnitFile]:
+    work.mkdir(parents=True, exist_ok=True)
+    with (
+        progress("build", None, unit="rows") as advance,
+        closing(
+            run_units(inputs.config, inputs.recipes, work, units, inputs.tokenizer, inputs.ingredients)
+        ) as finished,
+    ):
+        for unit in finished:
+            advance(unit.header["num_rows"], unit.source)
+            yield unit
+
+
+def _units(inputs: Inputs) -> Iterator[Unit]:
+    """All raw rows in order, cut into units; the cuts depend on the file alone."""
+    for name, source in inputs.config.sources.items():
+        left = source.max_rows
+        for file in inputs.files[name]:
+            digest = inputs.unit_digest(name, file)
+            rows = itertools.islice(read_rows(file.path, inputs.config.max_row_bytes), left)
+            for batch in _batches(rows):
+                left = None if left is None else left - len(batch)
+                require_unchanged(file)  # or rows of another version would be kept under this one's hash
+                yield Unit(name, file.name, batch, f"{digest[:32]}-{batch[0][0]}-{len(batch)}")
+            require_unchanged(file)
+
+
+def _batches(rows: Iterator[tuple[int, RawRow]]) -> Iterator[list[tuple[int, RawRow]]]:
+    batch: list[tuple[int, RawRow]] = []
+    num_bytes = 0
+    for number, row in rows:
+        batch.append((number, row))
+        num_bytes += row_size(row)
+        if len(batch) == ROWS_PER_UNIT or num_bytes >= BYTES_PER_UNIT:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch

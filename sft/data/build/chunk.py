@@ -1,0 +1,183 @@
+"""A unit of a build: successive rows of one raw file, and the file that keeps what became of them.
+
+A unit's result depends on nothing but its rows, its recipe and the tokenizer. So units can be made by any process, in
+any order and on any machine; a build that was killed goes on with those that are still to do.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.chat.conversation import Reason
+from sft.data.dedup.minhash import NUM_BANDS
+from sft.data.sources.files import RawRow
+from sft.errors import StorageError
+
+DOCUMENT_FIELDS = np.dtype(
+    [
+        ("row", np.uint32),
+        ("piece", np.uint32),
+        ("first_turn", np.uint32),
+        ("digest", np.uint64),
+        ("group", np.uint64),
+        ("content", np.uint64),
+        ("num_tokens", np.uint32),
+        ("num_supervised", np.uint32),
+        ("truncated", np.bool_),
+    ]
+)
+_DIGEST_CHARACTERS = 64
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Successive rows of one file: the piece of work, the same for any number of workers."""
+
+    source: str
+    file: str
+    rows: Sequence[tuple[int, RawRow]]
+    name: str
+    """Names the unit's result; equal for equal rows, recipe and settings only."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row, or a piece of one, that is not kept."""
+
+    row: int
+    piece: int | None
+    reason: Reason
+    detail: str
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """The documents of a unit in row order, laid end to end, and what was not kept."""
+
+    source: str
+    file: str
+    num_rows: int
+    num_skipped: int
+    """Conversations left out by the source's weight."""
+    num_truncated: int
+    checked_share: float
+    """Share of the texts whose ids are known to be the reference tokenizer's."""
+    changed: dict[str, int]
+    """Conversations that a stage changed, by stage."""
+    rejected: list[Rejected]
+    documents: NDArray[Any]
+    """One record of DOCUMENT_FIELDS per document."""
+    ids: NDArray[Any]
+    loss_mask: NDArray[np.uint8]
+    bands: NDArray[np.uint64]
+    """Signatures for the search for near duplicates, one row per conversation that has documents; or no rows."""
+
+
+_ARRAYS = ("documents", "ids", "loss_mask", "bands")
+
+
+def write_unit(path: Path, result: UnitResult) -> None:
+    """Write a result as a whole: its hash, a line of JSON, the arrays, the rejected rows as lines of JSON.
+
+    No fsync: what a power cut leaves half-written fails its hash, and is made again.
+
+    Raises: StorageError if the disk refuses.
+    """
+    arrays = {name: np.ascontiguousarray(getattr(result, name)) for name in _ARRAYS}
+    header = {
+        "source": result.source,
+        "file": result.file,
+        "num_rows": result.num_rows,
+        "num_skipped": result.num_skipped,
+        "num_truncated": result.num_truncated,
+        "checked_share": result.checked_share,
+        "changed": result.changed,
+        "ids_type": arrays["ids"].dtype.name,
+        "counts": {name: len(array) for name, array in arrays.items()},
+        "num_bytes": {name: array.nbytes for name, array in arrays.items()},
+    }
+    line = json.dumps(header).encode() + b"\n"
+    parts = [line, *(array.tobytes() for array in arrays.values())]
+    parts += [json.dumps(asdict(item)).encode() + b"\n" for item in result.rejected]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    # Several hosts may make one unit at once, and process ids repeat.
+    staging = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.part")
+    try:
+        with staging.open("wb") as stream:
+            stream.write(digest.hexdigest().encode() + b"\n")
+            stream.writelines(parts)
+        staging.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error}", on=path, hint="check space and permissions") from error
+
+
+@dataclass(frozen=True)
+class UnitFile:
+    """A finished unit on disk."""
+
+    path: Path
+    header: dict[str, Any]
+    start: int
+    """Where the arrays begin, in bytes."""
+
+    @classmethod
+    def open(cls, path: Path) -> "UnitFile | None":
+        """The unit, or None if it is absent or damaged and must be made again."""
+        if not path.is_file():
+            return None
+        data = path.read_bytes()
+        content = memoryview(data)[_DIGEST_CHARACTERS + 1 :]
+        if hashlib.sha256(content).hexdigest().encode() + b"\n" != data[: _DIGEST_CHARACTERS + 1]:
+            return None
+        end = data.index(b"\n", _DIGEST_CHARACTERS + 1) + 1
+        return cls(path, json.loads(data[_DIGEST_CHARACTERS + 1 : end]), end)
+
+    @property
+    def source(self) -> str:
+        return str(self.header["source"])
+
+    @property
+    def file(self) -> str:
+        return str(self.header["file"])
+
+    def rejected(self) -> Iterator[Rejected]:
+        """What was not kept."""
+        with self.path.open("rb") as stream:
+            stream.seek(self.start + sum(self.header["num_bytes"].values()))
+            for line in stream:
+                item = json.loads(line)
+                yield Rejected(**{**item, "reason": Reason(item["reason"])})
+
+    def documents(self) -> NDArray[Any]:
+        """One record of DOCUMENT_FIELDS per document."""
+        return self._array("documents", DOCUMENT_FIELDS)
+
+    def ids(self) -> NDArray[Any]:
+        """The ids of all documents end to end, memory-mapped."""
+        return self._array("ids", np.dtype(self.header["ids_type"]))
+
+    def loss_mask(self) -> NDArray[np.uint8]:
+        """The loss mask of all documents end to end, memory-mapped."""
+        return self._array("loss_mask", np.dtype(np.uint8))
+
+    def bands(self) -> NDArray[np.uint64]:
+        """The signatures: one row per conversation, or none."""
+        return self._array("bands", np.dtype((np.uint64, NUM_BANDS)))
+
+    def _array(self, wanted: str, kind: np.dtype[Any]) -> NDArray[Any]:
+        before = itertools.takewhile(lambda name: name != wanted, _ARRAYS)
+        place = self.start + sum(self.header["num_bytes"][name] for name in before)
+        count = self.header["counts"][wanted]
+        # A plain array on the map: slices of a memmap object are several times slower to take.
+        return np.asarray(np.memmap(self.path, kind, "r", place, (count,))) if count else np.zeros(0, kind)

@@ -1,0 +1,183 @@
+"""Everything that decides the bytes of a build, and whether a folder holds that build already."""
+
+import ast
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft.chat.tokenizer import ChatTokenizer
+from sft.config import BuildConfig
+from sft.data.build.worker import Ingredients
+from sft.data.shards import Shards, token_type
+from sft.data.sources.files import SourceFile
+from sft.data.sources.recipe import CONVERT, recipe_digests
+from sft.errors import ConfigError, DataError
+from sft.storage.manifest import file_sha256, text_sha256
+from sft.version import VERSION
+
+# Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
+_NOT_CONTENT = {
+    *("sources_dir", "tokenizer", "out", "workers", "unit_timeout_s", "sources", "evaluation_files"),
+    *("tokenizer_backend", "tokenizer_check_share"),
+}
+# Packages whose version may decide a byte.
+_LIBRARIES = (
+    *("backports.zstd", "beautifulsoup4", "ftfy", "jinja2", "markdownify", "markupsafe", "msgspec"),
+    *("numpy", "py3langid", "pyarrow", "tokenizers"),
+)
+MAX_SHOWN = 5
+_CODE = Path(__file__).parents[2]
+# What turns rows into packs; not what fetches files, shows, compares or verifies builds, or feeds training.
+_DECIDES_BYTES = (
+    "chat/**/*.py",
+    "data/*.py",
+    *(f"data/{part}/*.py" for part in ("build", "dedup", "filters", "sources")),
+)
+_ONLY_FETCHES = ("fetch.py", "hub.py", "lockfile.py")
+# What a unit's documents depend on; everything else is decided for the corpus as a whole.
+_SETTINGS_OF_UNITS = (
+    *("seq_len", "seed", "system", "supervise", "end_token", "evaluation_ngram_words", "max_row_bytes"),
+)
+_SOURCE_OF_UNITS = (
+    *("system", "too_long", "switches", "repair", "language", "min_answer_characters", "max_characters"),
+    *("refusals", "personal_data", "decontaminate", "weight"),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that decides the bytes of a build."""
+
+    config: BuildConfig
+    recipes: Path
+    tokenizer: ChatTokenizer
+    files: dict[str, list[SourceFile]]
+
+    @property
+    def source_names(self) -> list[str]:
+        return list(self.files)
+
+    @property
+    def file_names(self) -> list[str]:
+        return sorted({file.name for group in self.files.values() for file in group})
+
+    @property
+    def id_type(self) -> type[np.uint16] | type[np.uint32]:
+        """The integer type of the token ids."""
+        return token_type(self.tokenizer.num_ids)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The inputs as the manifest records them."""
+        settings = dataclasses.asdict(self.config)
+        return {
+            "version": VERSION,
+            "made_with": made_with(),
+            "name": self.config.name,
+            "settings": {key: value for key, value in settings.items() if key not in _NOT_CONTENT},
+            "evaluation_files": [
+                {"name": Path(file).name, "sha256": file_sha256(Path(file))} for file in self.config.evaluation_files
+            ],
+            "tokenizer": {"sha256": self.tokenizer.sha256, "num_ids": self.tokenizer.num_ids},
+            "sources": {
+                name: {
+                    **dataclasses.asdict(self.config.sources[name]),
+                    "recipe": recipe_digests(self.recipes / name),
+                    "raw_files": [{"name": f.name, "bytes": f.num_bytes, "sha256": f.sha256} for f in group],
+                }
+                for name, group in self.files.items()
+            },
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for builds that must come out equal."""
+        return _digest(self.facts)
+
+    def unit_digest(self, source: str, file: SourceFile) -> str:
+        """Equal for rows of which the same documents must come, whatever the other sources and settings are."""
+        common = {key: self.facts[key] for key in ("version", "made_with", "evaluation_files", "tokenizer")}
+        settings = {key: self.facts["settings"][key] for key in _SETTINGS_OF_UNITS}
+        mine = {key: self.facts["sources"][source][key] for key in _SOURCE_OF_UNITS}
+        code = self.facts["sources"][source]["recipe"][CONVERT]
+        near = any(item.near_duplicates is not None for item in self.config.sources.values())
+        return _digest([common, settings, source, mine, code, near, file.name, file.sha256])
+
+    @property
+    def ingredients(self) -> Ingredients:
+        """What the workers load by themselves, as it was when the build began."""
+        recipes = {name: facts["recipe"] for name, facts in self.facts["sources"].items()}
+        evaluation = [file["sha256"] for file in self.facts["evaluation_files"]]
+        return Ingredients(self.facts["tokenizer"]["sha256"], recipes, evaluation)
+
+
+def _digest(facts: Any) -> str:
+    return text_sha256(json.dumps(facts, sort_keys=True))
+
+
+def made_with() -> dict[str, str]:
+    """Versions of everything that decides bytes, this program's own code included."""
+    python = platform.python_version()
+    return {"code_sha256": code_digest(_CODE), "python": python, **{name: _version(name) for name in _LIBRARIES}}
+
+
+def code_digest(package: Path) -> str:
+    """Equal for equal code of all that decides bytes, whatever its comments and layout are."""
+    files = sorted(path for pattern in _DECIDES_BYTES for path in package.glob(pattern))
+    code = (
+        f"{path.relative_to(package)} {ast.dump(ast.parse(path.read_bytes()))}\n"
+        for path in files
+        if path.name not in _ONLY_FETCHES
+    )
+    return text_sha256("".join(code))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def published(out: Path, inputs: Inputs) -> Shards | None:
+    """The finished build of these inputs, or None if the folder is free.
+
+    Raises: ConfigError if the folder holds anything else.
+    """
+    wanted = inputs.digest  # taken now: the recipes on disk may change while the build runs
+    if not out.exists():
+        return None
+    try:
+        shards = Shards.open(out, check_hashes=False)
+    except DataError as error:
+        raise ConfigError(f"exists and is no whole build ({error.what})", on=out, hint="name another out=…") from error
+    if shards.manifest["inputs_digest"] != wanted:
+        changed = list(_differences(shards.manifest, inputs.facts, ""))
+        shown = "".join(f"\n  - {line}" for line in changed[:MAX_SHOWN])
+        more = f"\n  - and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
+        raise ConfigError(f"holds another build:{shown}{more}", on=out, hint="name another out=…")
+    return shards
+
+
+def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
+    """One line for every input that is not the same, with both values."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in now:
+            yield from _differences(before.get(key), now[key], f"{name}.{key}" if name else key)
+        # The manifest holds results beside its inputs, which are of one level with the sources' settings only.
+        yield from (f"{name}.{key}: there, not here" for key in before if name == "sources" and key not in now)
+    elif json.dumps(before) != json.dumps(now):
+        yield f"{name}: {_short(before)} there, {_short(now)} here"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,125 @@
+"""A few packs of a build as text, chosen so that every source is seen.
+
+T = tokens of one document, D = documents of all packs of a split, N = packs of a split.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.chat.roles import role_tags, roles
+from sft.chat.tokenizer import ChatTokenizer
+from sft.data.shards import Pack, Shards, Split
+
+MAX_BYTES = 1_200_000
+"""About as much text of packs is shown; every source at least once, however long its packs are."""
+TOKEN_BYTES, DOCUMENT_BYTES = 6, 280
+"""What a token and a document take up in the page, roughly."""
+BORDER = "\x7f"
+"""Stands between tokens; no visible text holds it."""
+
+_TAG = "t"
+_CONTROLS = ((0, 0x09), (0x0B, 0x20), (0x7F, 0xA0), (0x2028, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
+_VISIBLE = {code: f"\\u{code:04x}" for start, stop in _CONTROLS for code in range(start, stop)}
+
+
+def visible(text: str) -> str:
+    """The text with \\uXXXX in place of every character that would control a terminal or turn the writing around."""
+    return text.translate(_VISIBLE)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Which documents lie in which pack of a split."""
+
+    doc_ids_D: NDArray[Any]
+    num_documents_N: NDArray[np.int64]
+    num_tokens_N: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, split: Split) -> "Contents":
+        """Read the document lists of all packs."""
+        doc_ids_D, lengths_D, num_documents_N = split.placed
+        ends = np.append(0, np.cumsum(lengths_D))
+        return cls(doc_ids_D, num_documents_N, np.diff(ends[np.append(0, np.cumsum(num_documents_N))]))
+
+
+def choose(contents: Contents, source_of_document: NDArray[Any], packs_per_source: int, max_bytes: int) -> list[int]:
+    """Numbers of packs: for every source some of those that hold it, spread over the split; fewer if they are long."""
+    num_packs = len(contents.num_tokens_N)
+    pack_of_D = np.repeat(np.arange(num_packs), contents.num_documents_N)
+    pairs = np.unique(source_of_document[contents.doc_ids_D].astype(np.int64) * num_packs + pack_of_D)
+    sources = np.split(pairs % max(1, num_packs), np.flatnonzero(np.diff(pairs // max(1, num_packs))) + 1)
+    bytes_N = TOKEN_BYTES * contents.num_tokens_N + DOCUMENT_BYTES * contents.num_documents_N
+    count = max(1, min(packs_per_source, num_packs))
+    while True:
+        chosen = np.unique(np.concatenate([spread(packs, count) for packs in sources]))
+        if count == 1 or bytes_N[chosen].sum() <= max_bytes:
+            return [int(index) for index in chosen]
+        count -= max(1, count // 8)
+
+
+def spread(items: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The first, the last, and others at equal distances between them."""
+    count = min(count, len(items))
+    return items[np.arange(count) * (len(items) - 1) // max(1, count - 1)]
+
+
+class PackTexts:
+    """Spells packs out."""
+
+    def __init__(self, shards: Shards, tokenizer: ChatTokenizer, packs: Iterable[Pack]) -> None:
+        self._table, self._tokenizer = shards.documents, tokenizer
+        self._tags = role_tags(tokenizer)
+        ids = np.unique(np.concatenate([np.zeros(0, np.int64), *(pack.input_ids_T for pack in packs)])).tolist()
+        self._spelling: dict[int, str] = dict(zip(ids, tokenizer.decode([[token_id] for token_id in ids]), strict=True))
+        self._visible = {token_id: visible(text) for token_id, text in self._spelling.items()}
+        self._partial = {token_id for token_id, text in self._spelling.items() if "\ufffd" in text}
+        """Ids that may spell a part of a character."""
+
+    def facts(self, index: int, pack: Pack) -> dict[str, Any]:
+        """One pack as the page's script reads it."""
+        documents = [self._document(doc_id, pack, place) for doc_id, place in pack.documents()]
+        padding = len(pack.input_ids_T) - pack.num_tokens
+        return {"index": index, "padding": padding, "supervised": pack.num_supervised, "documents": documents}
+
+    def _document(self, doc_id: int, pack: Pack, place: slice) -> dict[str, Any]:
+        table, mask_T = self._table, pack.loss_mask_T[place]
+        return {
+            "source": int(table.source[doc_id]),
+            "file": int(table.file[doc_id]),
+            "row": int(table.row[doc_id]),
+            "piece": int(table.piece[doc_id]),
+            "turn": int(table.first_turn[doc_id]),
+            "uses": int(table.uses[doc_id]),
+            "truncated": bool(table.truncated[doc_id]),
+            "tokens": len(mask_T),
+            "supervised": int(np.count_nonzero(mask_T)),
+            "runs": list(self._runs(pack.input_ids_T[place].tolist(), mask_T.tolist())),
+        }
+
+    def _runs(self, ids: Sequence[int], mask: Sequence[int]) -> Iterator[str]:
+        """Runs of tokens of one role and mask value: the role's first letter, a capital with loss, and the tokens."""
+        letters = (
+            _TAG if token_id in self._tags else role[0]
+            for token_id, role in zip(ids, roles(ids, self._tokenizer), strict=True)
+        )
+        kinds = (letter.upper() if loss else letter for letter, loss in zip(letters, mask, strict=True))
+        for kind, members in itertools.groupby(zip(kinds, ids, strict=True), key=lambda item: item[0]):
+            yield kind + self._spelled([token_id for _, token_id in members])
+
+    def _spelled(self, ids: Sequence[int]) -> str:
+        """The text of some tokens with borders between them, without borders if single tokens do not add up to it."""
+        if self._partial.isdisjoint(ids):
+            return BORDER.join([self._visible[token_id] for token_id in ids])
+        (text,) = self._tokenizer.decode([ids])
+        parts: list[str] = []
+        for is_part, group in itertools.groupby(ids, key=self._partial.__contains__):
+            # Tokens that are parts of characters are spelled together.
+            members = list(group)
+            parts += self._tokenizer.decode([members]) if is_part else [self._spelling[item] for item in members]
+        return BORDER.join(map(visible, parts)) if "".join(parts) == text else visible(text)

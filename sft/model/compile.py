@@ -1,0 +1,48 @@
+"""torch.compile for everything in a block but attention: fewer, larger kernels for norms, rotation, GELU and sums.
+
+Attention stays outside, because documents' lengths are numbers in Python that the compiler would build a version for.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sft.errors import ConfigError
+from sft.model.neox.model import NeoX
+
+CXX = "CXX"
+
+
+def compile_blocks(model: NeoX, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Let the parts of the model's blocks be compiled when they first run, once for all blocks and numbers of tokens.
+
+    Raises: ConfigError if there is no compiler for what torch.compile writes.
+    """
+    compiler = os.environ.get(CXX, "g++")
+    if backend == "inductor" and not shutil.which(compiler):
+        raise ConfigError(
+            f"compile=true: there is no C++ compiler {compiler}",
+            hint=f"install one, name another in {CXX}, or set compile=false",
+        )
+    for block in model.gpt_neox.layers:
+        # Set on the instances: modules, parameters and their names stay what they are.
+        for owner, name in (
+            (block.attention, "_heads"),
+            (block.attention, "_out"),
+            (block.mlp, "forward"),
+            (block, "_sum"),
+        ):
+            setattr(owner, name, _compiled(getattr(owner, name), backend))
+
+
+def _compiled(part: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    fast = torch.compile(part, dynamic=True, fullgraph=True, backend=backend)
+
+    def run(x: torch.Tensor, *rest: Any) -> Any:
+        # The compiler would make versions for a single token, which a process computes that has no pack left in a step.
+        return part(x, *rest) if x.shape[0] == 1 else fast(x, *rest)
+
+    return run

@@ -1,0 +1,99 @@
+"""The weights that a run starts from: a Hugging Face folder's, or fresh numbers in a named shape."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft.config import InitConfig, LoraConfig, ModelConfig
+from sft.data.shards import TOKENIZER, Shards
+from sft.errors import ConfigError
+from sft.model.hf_folder import parameter_shapes, read_config
+from sft.model.lora import PLAIN, first_values, is_adapter
+from sft.model.neox.model import build, initialise
+from sft.model.neox.presets import PRESETS
+from sft.model.stored_weights import StoredWeights
+from sft.train.engine.base import Kind
+
+SCRATCH = "scratch"
+
+
+def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
+    """The shape of the model to start from.
+
+    Raises: ConfigError listing everything in which weights, preset and shards do not fit together.
+    """
+    shape = _scratch_shape(init) if init.weights == SCRATCH else read_config(Path(init.weights))
+    problems = [*shape.problems(), *_misfits(shape, init, shards)]
+    if problems:
+        raise ConfigError(
+            "model and shards do not fit:" + "".join(f"\n  - {text}" for text in problems),
+            on=f"model.weights={init.weights}",
+            hint="start from the base model of this tokenizer, or build the shards with this model's tokenizer",
+        )
+    return shape
+
+
+class StartingWeights:
+    """The first weights of a run, for an engine to take its share of."""
+
+    def __init__(self, init: InitConfig, shape: ModelConfig, seed: int, lora: LoraConfig = PLAIN) -> None:
+        self._seed, self._shapes = seed, parameter_shapes(shape, lora)
+        self._stored = None if init.weights == SCRATCH else StoredWeights(Path(init.weights), parameter_shapes(shape))
+        self._fresh: dict[str, Tensor] = {}
+        if self._stored is None:
+            model = build(shape, "cpu")
+            initialise(model, torch.Generator().manual_seed(seed))
+            self._fresh = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
+        """The elements of a flattened parameter from start to stop; moments begin at 0."""
+        if kind != "weight":
+            return torch.zeros(stop - start)
+        if is_adapter(name):
+            return first_values(name, self._shapes[name], self._seed).flatten()[start:stop]
+        if self._stored is not None:
+            return self._stored.flat(name, start, stop)
+        return self._fresh[name].flatten()[start:stop]
+
+
+def _scratch_shape(init: InitConfig) -> ModelConfig:
+    shape = _preset(str(init.preset))
+    return shape if init.vocab_size is None else dataclasses.replace(shape, vocab_size=init.vocab_size)
+
+
+def _preset(name: str) -> ModelConfig:
+    if name not in PRESETS:
+        raise ConfigError(f"model.preset={name}: no such shape", hint=f"known are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[str]:
+    num_ids = shards.manifest["tokenizer"]["num_ids"]
+    if shape.vocab_size < num_ids:
+        yield f"the model has {shape.vocab_size} embedding rows, the shards' tokenizer {num_ids} ids"
+    if shape.max_positions < shards.seq_len:
+        yield f"the model has {shape.max_positions} positions, the shards are packed to {shards.seq_len} tokens"
+    if init.weights == SCRATCH:
+        return
+    if init.preset is not None:
+        preset = _preset(init.preset)
+        for field in dataclasses.fields(shape):
+            found, expected = getattr(shape, field.name), getattr(preset, field.name)
+            if found != expected:
+                yield f"{field.name} is {found}, in preset {init.preset} {expected}"
+    own = Path(init.weights) / TOKENIZER
+    if own.is_file() and _vocabulary(own) != _vocabulary(shards.tokenizer_path):
+        yield f"{own} has another vocabulary than the tokenizer of the shards"
+
+
+def _vocabulary(path: Path) -> Any:
+    """The tokens of a tokenizer.json without the added ones, which a build may extend."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"not readable as a tokenizer: {error!r}", on=path) from error

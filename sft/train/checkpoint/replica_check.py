@@ -1,0 +1,38 @@
+"""Processes that hold the same weights must hold the same bits; a device that miscalculates shows here, if anywhere."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from sft.errors import PeerError
+from sft.train.distributed.ranks import Peers
+from sft.train.engine.base import Engine
+from sft.train.engine.fsdp import local
+
+MODULUS = 1 << 52
+"""A float of an exchange holds whole numbers below it exactly."""
+
+
+def require_equal_replicas(engine: Engine, peers: Peers) -> None:
+    """Refuse to save weights of which not all copies are equal.
+
+    Raises: PeerError naming the processes that differ from the first one with the same share.
+    """
+    if peers.size == 1:
+        return
+    told = peers.gather([engine.share, checksum(engine.model.parameters())])
+    first = dict(reversed(told.tolist()))
+    strays = [rank for rank, (share, total) in enumerate(told.tolist()) if total != first[share]]
+    if strays:
+        raise PeerError(
+            f"processes {', '.join(map(str, strays))} hold other weights than the processes that hold the same share",
+            hint="start again from the last checkpoint; if it is the same process again, look at its device",
+        )
+
+
+@torch.no_grad()
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A number that changes with any bit of the tensors' local shares."""
+    sums = [local(tensor).view(torch.int32).sum(dtype=torch.int64) for tensor in tensors]
+    return int(torch.stack(sums).sum()) % MODULUS

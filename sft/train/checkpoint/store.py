@@ -1,0 +1,229 @@
+"""Checkpoints: published as a whole, loaded only if every hash is true, set aside if not.
+
+A checkpoint is a folder with fp32 weights and AdamW's moments (pieces.py), config.json, tokenizer.json, state.json and
+the manifest. Its name gives its step, and the step alone decides which one is the newest.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.config import LoraConfig
+from sft.errors import DataError, StorageError
+from sft.storage.atomic import STAGING_PREFIX, staging_path, sync_folder, write_text
+from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
+from sft.train.fingerprint import Identity
+from sft.train.monitor.health import Counts
+
+KIND = "checkpoint"
+SCHEMA_VERSION = 2
+STATE = "state.json"
+BAD_PREFIX, TRASH_PREFIX = ".bad-", ".trash-"
+FREE_SPACE_FACTOR = 1.3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint knows besides tensors."""
+
+    step: int
+    """Optimizer steps done."""
+    position: int
+    """Packs consumed, repeats of later epochs counted."""
+    epoch: float
+    counts: Counts
+    identity: Identity
+    config: dict[str, Any]
+    """The resolved config of the process that saved it."""
+    shards: dict[str, Any]
+    """Name, content digest, sources and licences of the build it was trained on."""
+    engine: dict[str, Any]
+    """What the engine keeps besides tensors."""
+    ledger: str
+    """Hash of the ledger up to this step."""
+    eval_loss: float | None
+    """Held-out loss of all sources, if it was measured at this step."""
+    rng: dict[str, str]
+    """State of PyTorch's random generators by device, as hex digits."""
+    versions: dict[str, str]
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The adapters beside the weights in the checkpoint."""
+        values = self.config.get("lora", {})
+        return LoraConfig(**{**values, "targets": tuple(values["targets"])}) if values else LoraConfig()
+
+    @classmethod
+    def read(cls, folder: Path) -> "State":
+        """The state of a checkpoint.
+
+        Raises: StorageError if it cannot be read.
+        """
+        try:
+            values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            return cls(**{**values, "counts": Counts(**values["counts"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"not readable: {error}", on=folder / STATE, hint="take another checkpoint") from error
+
+    def write(self, folder: Path) -> None:
+        """Put state.json into the folder."""
+        write_text(folder / STATE, json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n")
+
+
+def checkpoint_path(checkpoints: Path, step: int) -> Path:
+    """The folder that holds, or will hold, the checkpoint of a step."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def open_staging(final: Path, num_bytes: int) -> Path:
+    """The empty folder in which the checkpoint `final` is prepared.
+
+    Raises: StorageError if `final` exists, or the disk is too full for num_bytes.
+    """
+    _require_space(final.parent, num_bytes)
+    with contextlib.suppress(OSError):
+        final.rmdir()  # an empty folder is nobody's checkpoint; any other stays and is refused here
+    staging = staging_path(final)
+    if final.exists():
+        raise StorageError("exists already and is never overwritten", on=final, hint="name another folder")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
+    return staging
+
+
+def publish_staging(final: Path, step: int, files: Mapping[str, dict[str, Any]], errors: Sequence[str]) -> None:
+    """Give a prepared checkpoint its manifest, with these facts of its synced files, and then its final name.
+
+    Raises: StorageError if there were errors, or the disk refuses; nothing is left then.
+    """
+    staging = staging_path(final)
+    try:
+        if errors:
+            raise OSError("; ".join(errors))
+        write_manifest_of(staging, KIND, SCHEMA_VERSION, {"step": step}, files)
+        # A name that the disk does not know yet could be lost by a power cut after the rename.
+        sync_folder(staging)
+        staging.rename(final)
+        try:
+            # Without this a power cut after the rename may bring the staging name back.
+            sync_folder(final.parent)
+        except OSError:
+            final.rename(staging)  # or the next try would find the name taken
+            raise
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def newest_whole(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose files are all as published; damaged ones on the way are renamed with a warning.
+
+    Raises: StorageError if one was written by a newer version of this program.
+    """
+    for folder in published(checkpoints):
+        problems = list(damage(folder))
+        if not problems:
+            return folder
+        aside = _set_aside(folder)
+        log.warning("%s is damaged (%s): kept as %s, trying the one before", folder, "; ".join(problems), aside.name)
+    return None
+
+
+def require_whole(folder: Path) -> State:
+    """The state of a checkpoint that is to be evaluated or exported.
+
+    Raises: StorageError if it is no checkpoint, or not as it was published.
+    """
+    problems = list(damage(folder))
+    if problems:
+        raise StorageError(f"not a whole checkpoint: {'; '.join(problems)}", on=folder, hint="take another one")
+    return State.read(folder)
+
+
+def damage(folder: Path) -> Iterator[str]:
+    """One sentence for everything that is wrong with a checkpoint.
+
+    Raises: StorageError if it was written by a newer version of this program, or the disk refuses: that is no damage.
+    """
+    try:
+        manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
+    except DataError as error:
+        _refuse_newer(folder)
+        yield error.what
+        return
+    try:
+        yield from damaged_files(folder, manifest)
+    except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
+        yield f"{MANIFEST}: {broken!r}"
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error}", on=folder, hint="try again once the disk is well") from error
+
+
+def published(checkpoints: Path) -> list[Path]:
+    """Every folder under a checkpoint's final name, the newest step first."""
+    folders = [path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name)]
+    return sorted(folders, key=lambda path: path.name, reverse=True)
+
+
+def has_bad(checkpoints: Path) -> bool:
+    """True if a damaged checkpoint was set aside here."""
+    return any(checkpoints.glob(f"{BAD_PREFIX}*"))
+
+
+def clean(checkpoints: Path) -> None:
+    """Delete what killed processes left behind: half-written and half-deleted checkpoints."""
+    for prefix in (STAGING_PREFIX, TRASH_PREFIX):
+        for folder in checkpoints.glob(f"{prefix}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_space(checkpoints: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(checkpoints).free
+    needed = int(FREE_SPACE_FACTOR * num_bytes)
+    if free < needed:
+        raise StorageError(
+            f"{free / 1e9:.1f} GB free, a checkpoint needs {needed / 1e9:.1f} GB",
+            on=checkpoints,
+            hint="make room, or lower keep_checkpoints",
+        )
+
+
+def _refuse_newer(folder: Path) -> None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["schema_version"] if manifest["kind"] == KIND else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise StorageError(
+            f"schema version {version}, this program reads {SCHEMA_VERSION}",
+            on=folder,
+            hint="use the version of sft that wrote it",
+        )
+
+
+def _set_aside(folder: Path) -> Path:
+    names = (f"{BAD_PREFIX}{folder.name}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+    aside = next(path for path in map(folder.with_name, names) if not path.exists())
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        raise StorageError(f"is damaged and cannot be set aside: {error}", on=folder) from error

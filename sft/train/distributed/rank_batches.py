@@ -1,0 +1,44 @@
+"""This process's share of the packs of a step, in as many batches as everybody else's."""
+
+from collections.abc import Iterator, Sequence
+
+from sft.data.batches.balance import deal
+from sft.data.batches.batch import Batch, micro_batches
+from sft.data.shards import Split
+from sft.train.distributed.ranks import Peers
+
+
+def shared_batches(
+    split: Split,
+    packs: Sequence[int],
+    micro_batch_packs: int,
+    peers: Peers,
+    cost_per_token: float = 0.0,
+    noise_seed: int | None = None,
+) -> Iterator[Batch]:
+    """The batches of this process; who has fewer packs than others ends with an empty one.
+
+    A token costs as much as attending to `cost_per_token` other tokens does.
+    """
+    share = my_share(split, packs, peers, cost_per_token)
+    yield from micro_batches(split, share, micro_batch_packs, noise_seed)
+    for _ in range(-(-len(share) // micro_batch_packs), num_rounds(len(packs), micro_batch_packs, peers)):
+        yield Batch.empty()
+
+
+def num_rounds(num_packs: int, micro_batch_packs: int, peers: Peers) -> int:
+    """How many batches every process computes."""
+    largest_share = -(-num_packs // peers.size)
+    return -(-largest_share // micro_batch_packs)
+
+
+def my_share(split: Split, packs: Sequence[int], peers: Peers, cost_per_token: float) -> list[int]:
+    """The packs that this process computes, in the order of the step."""
+    costs = [pack_cost(split, pack, cost_per_token) for pack in packs] if peers.size > 1 else []
+    return deal(packs, costs, peers.size)[peers.rank]
+
+
+def pack_cost(split: Split, pack: int, cost_per_token: float = 0.0) -> float:
+    """What a pack costs, in pairs of tokens that attend to each other."""
+    lengths_D = split[pack].doc_lengths_D.astype(float)
+    return float((lengths_D * lengths_D).sum() / 2 + cost_per_token * lengths_D.sum())

@@ -1,0 +1,144 @@
+"""What the processes of a run tell each other, besides tensors: small numbers and JSON, over a CPU connection.
+
+Every function is called by all of them, in the same order. One process alone talks to nobody.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from sft.errors import ConfigError, PeerError, SftError
+from sft.train.distributed.errors import as_peer_errors as as_peer_errors
+from sft.train.distributed.leave import ended_after
+from sft.train.distributed.world import World
+
+LONGEST_MEETING_TIMEOUTS = 3.0
+"""Meeting takes three steps that keep the limit, but one without end where a stranger listens at the port."""
+
+
+class Peers:
+    """This process among those of its run."""
+
+    def __init__(self, world: World, group: "dist.ProcessGroup | None" = None) -> None:
+        self.rank, self.size, self._group = world.rank, world.size, group
+
+    @property
+    def is_first(self) -> bool:
+        """True for the one process that writes what is written once."""
+        return self.rank == 0
+
+    def gather(self, values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Everybody's numbers, as many from each.
+
+        Shapes: (size, number of values).
+        """
+        mine = torch.tensor(values, dtype=torch.float64)
+        if self._group is None:
+            return mine.numpy()[None]
+        return torch.stack(self._all(mine)).numpy()
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Everybody's JSON value, by rank."""
+        if self._group is None:
+            return [value]
+        mine = json.dumps(value).encode()
+        sizes = self.gather([len(mine)]).astype(int)[:, 0]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        parts = zip(self._all(padded), sizes, strict=True)
+        return [json.loads(part[:size].numpy().tobytes()) for part, size in parts]
+
+    def first(self, value: Any) -> Any:
+        """The JSON value of rank 0."""
+        return self.gather_json(value if self.is_first else None)[0]
+
+    def barrier(self) -> None:
+        """Wait until everybody is here."""
+        self.gather([])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Leave the block with an SftError on every process if any of them had one: nobody waits for who has left."""
+        error: SftError | None = None
+        try:
+            yield
+        except SftError as raised:
+            error = raised
+        told = None if error is None else [type(error).__name__, error.what, _text(error.on), error.hint]
+        try:
+            everybody = self.gather_json(told)
+        except PeerError:
+            if error is None:
+                raise
+        if error is not None:
+            raise error  # the cause, even where it cannot be told to the others any more
+        for rank, found in enumerate(everybody):
+            if found is not None:
+                raise _rebuilt(rank, *found)
+
+    def _all(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        everybody = [torch.empty_like(mine) for _ in range(self.size)]
+        with as_peer_errors():
+            dist.all_gather(everybody, mine, group=self._group)
+        return everybody
+
+
+ALONE = Peers(World())
+"""The peers of a process that has none."""
+
+
+@contextmanager
+def connected(world: World, device: torch.device, *, timeout_s: float, init_method: str = "env://") -> Iterator[Peers]:
+    """Connect the processes of a run; tensors of models travel over NCCL between GPUs.
+
+    Raises: ConfigError if the launcher named no meeting place, PeerError if not everybody comes there in time.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world.size == 1:
+        yield Peers(world)
+        return
+    if init_method == "env://" and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigError(
+            f"{world.size} processes, but MASTER_ADDR and MASTER_PORT are not set",
+            hint="start them by torchrun, or export both as slurm/train.sbatch does",
+        )
+    timeout = timedelta(seconds=timeout_s)
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if init_method == "env://" else init_method
+    what = f"process {world.rank} of {world.size} found not all others there"
+    hint = "did all of them start, with the same number of processes? is the port free?"
+    try:
+        with ended_after(LONGEST_MEETING_TIMEOUTS * timeout_s, PeerError(what, on=place, hint=hint)):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                init_method=init_method,
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timeout,
+            )
+            group = dist.new_group(backend="gloo", timeout=timeout)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise PeerError(f"{what}: {error}", on=place, hint=hint) from error
+    try:
+        yield Peers(world, group)
+    except PeerError:
+        raise  # who has lost a peer must not wait for it once more by saying good-bye
+    else:
+        dist.destroy_process_group()
+
+
+def _text(on: Any) -> str | None:
+    return None if on is None else str(on)
+
+
+def _rebuilt(rank: int, kind: str, what: str, on: str | None, hint: str | None) -> SftError:
+    known = {cls.__name__: cls for cls in SftError.__subclasses__()}
+    return known.get(kind, SftError)(f"process {rank}: {what}", on=on, hint=hint)

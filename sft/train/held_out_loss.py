@@ -1,0 +1,115 @@
+"""Held-out loss, attributed to the source that each document came from.
+
+S = supervised tokens of a batch, D = its documents.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sft.data.batches.batch import IGNORE, Batch
+from sft.data.batches.sampler import Order
+from sft.data.documents import DocumentTable
+from sft.data.shards import Split
+from sft.model.attention import Documents
+from sft.train.distributed.rank_batches import shared_batches
+from sft.train.distributed.ranks import ALONE, Peers
+
+ALL = "all"
+"""The entry that sums up every source."""
+LARGEST_LOSS = 700.0
+"""A larger one has no perplexity that a float could hold."""
+
+
+@dataclass(frozen=True)
+class SourceLoss:
+    """How well the supervised tokens of one source were predicted."""
+
+    nll_sum: float
+    num_tokens: int
+    num_correct: int
+    """Tokens that were the likeliest one."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per supervised token, in nats."""
+        return self.nll_sum / self.num_tokens if self.num_tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, LARGEST_LOSS))
+
+    @property
+    def accuracy(self) -> float:
+        return self.num_correct / self.num_tokens if self.num_tokens else math.nan
+
+
+Measure = Callable[[Batch], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+"""Loss of each supervised token of a batch, and whether it was the likeliest."""
+
+
+def held_out_loss(
+    measure: Measure,
+    split: Split,
+    documents: DocumentTable,
+    *,
+    max_packs: int | None,
+    micro_batch_packs: int,
+    peers: Peers = ALONE,
+    advance: Callable[[Batch], None] | None = None,
+) -> dict[str, SourceLoss]:
+    """The loss on the packs of a split, for each source that occurs in them and for all together.
+
+    If only max_packs are measured, they are picked as if at random, the same ones every time: packs that follow each
+    other are alike, since the longest documents are packed first. Each process measures its share of them.
+
+    `advance` is told of every batch that is done, by every process equally often; what it raises ends the measurement.
+    """
+    num_sources = len(documents.sources)
+    sums = np.zeros((3, num_sources))
+    packs = Order(len(split), batch_packs=len(split), epochs=1, seed=0).batch(0)[:max_packs]
+    for batch in shared_batches(split, packs, micro_batch_packs, peers):
+        nll_S, correct_S = measure(batch)
+        source_S = _sources(batch, documents)
+        for row, weights in enumerate((nll_S, np.ones(len(nll_S)), correct_S)):
+            sums[row] += np.bincount(source_S, weights, minlength=num_sources)
+        if advance is not None:
+            advance(batch)
+    sums = peers.gather(sums.flatten()).sum(axis=0).reshape(sums.shape)
+    losses = {
+        name: SourceLoss(float(nll), int(tokens), int(correct))
+        for name, (nll, tokens, correct) in zip(documents.sources, sums.T, strict=True)
+        if tokens
+    }
+    nll, tokens, correct = sums.sum(axis=1)
+    return {**losses, ALL: SourceLoss(float(nll), int(tokens), int(correct))}
+
+
+@torch.no_grad()
+def measure(
+    objective: Callable[..., tuple[Tensor, Tensor]],
+    device: torch.device,
+    autocast: AbstractContextManager[object],
+    batch: Batch,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Loss of each supervised token of a batch, and whether it was the likeliest."""
+    input_ids_T, targets_T = (torch.from_numpy(array).to(device) for array in (batch.input_ids_T, batch.targets_T))
+    with autocast:
+        nll_S, correct_S = objective(input_ids_T, Documents.of(batch.doc_lengths, device), targets_T, per_token=True)
+    return nll_S.double().cpu().numpy(), correct_S.cpu().numpy()
+
+
+def _sources(batch: Batch, documents: DocumentTable) -> NDArray[np.int64]:
+    """Source number of each supervised token."""
+    is_supervised_T = batch.targets_T != IGNORE
+    if not batch.doc_ids:
+        return np.zeros(0, np.int64)
+    source_D = np.asarray(documents.source, np.int64)[list(batch.doc_ids)]
+    source_S: NDArray[np.int64] = np.repeat(source_D, batch.doc_lengths)[is_supervised_T]
+    return source_S

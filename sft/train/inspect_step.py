@@ -1,0 +1,91 @@
+"""From an optimizer step of a run to the raw rows that it trained on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from sft.config import TrainConfig
+from sft.data.batches.sampler import Order
+from sft.data.inspect.show import print_packs
+from sft.data.report.pack_browser import visible
+from sft.data.shards import Shards
+from sft.errors import ConfigError, DataError
+from sft.settings import load, read_yaml
+from sft.train.fingerprint import differences, identity
+from sft.train.monitor.bad_steps import bad_step_path, read_bad_step
+from sft.train.monitor.metrics import SCALE, SPIKE, STEP, Record, read_records
+from sft.train.run_folder import CONFIG_FILE, RUN_FILE, RunFolder
+
+
+def show_step(path: Path, step: int, console: Console, *, full: bool = False) -> None:
+    """Print which packs step `step`, counted from 1 as in metrics.jsonl, trains on, and what they hold of each source.
+
+    Raises: ConfigError if this is no run or has no such step, DataError if its shards or settings are others now.
+    """
+    folder = RunFolder(path)
+    config, shards = run_inputs(folder)
+    order = Order(len(shards.split("train")), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    if not 1 <= step <= order.num_steps:
+        raise ConfigError(f"no step {step}: the run has {order.num_steps}, counted from 1", on=path)
+    packs = order.batch(step - 1)
+    first = (step - 1) * config.batch_packs / order.num_packs
+    lines = [
+        f"step {step} of {order.num_steps}, epoch {first:.3f}: {len(packs)} packs of {shards.folder}, split train",
+        f"packs {', '.join(map(str, packs))}",
+        _logged(folder, step),
+    ]
+    console.print(Text(visible("\n".join(lines))), soft_wrap=not console.is_terminal)
+    print_packs(shards, "train", packs, console, full=full)
+
+
+def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
+    """The settings and shards of the run, made sure to be those that it trained with."""
+    if not (folder.path / RUN_FILE).is_file():
+        raise ConfigError(
+            f"not a run folder: it has no {RUN_FILE}", on=folder.path, hint="name the folder that sft train wrote"
+        )
+    config = load(TrainConfig, [read_yaml(folder.path / CONFIG_FILE)]).config
+    shards = Shards.open(Path(config.shards), check_hashes=False)
+    _, before = folder.read()
+    changed = differences(before, identity(config, shards))
+    if changed:
+        raise DataError(
+            "other settings or shards than the run has trained with:" + "".join(f"\n  - {line}" for line in changed),
+            on=folder.path,
+            hint=f"restore {CONFIG_FILE} and {config.shards}",
+        )
+    return config, shards
+
+
+def _logged(folder: RunFolder, step: int) -> str:
+    """What metrics.jsonl says about the step."""
+    valid = [record for record in read_records(folder.metrics) if not record.get("superseded")]
+    records = {record["kind"]: record for record in valid if record["step"] == step}
+    if STEP not in records:
+        return "not in metrics.jsonl: the step is still to come"
+    events = [_EVENTS[kind].format(**record) for kind, record in records.items() if kind in _EVENTS]
+    return "\n".join([_sentence(records[STEP]), *events, *_bad(folder.path, records[STEP])])
+
+
+_EVENTS = {
+    SCALE: "loss scale {new:.0f}, was {old:.0f} at the step before: {reason}",
+    SPIKE: "a loss spike begins here: recent mean {mean:.4g}, limit {limit:.4g}",
+}
+
+
+def _bad(run: Path, record: Record) -> Iterator[str]:
+    """The verdict in the file about a bad step, unless a later attempt took the step anew."""
+    told = read_bad_step(run, record["step"])
+    if told and told.get("attempt") == record.get("attempt"):
+        ended = ", and the run ended here" if told.get("ended_the_run") else ""
+        yield f"bad step: {told.get('reason')}{ended}; every row is in {bad_step_path(run, record['step'])}"
+
+
+def _sentence(record: Record) -> str:
+    reason = f" ({record['reason']})" if "reason" in record else ""
+    skipped = f", skipped{reason}: the weights stayed as they were" if record["skipped"] else ""
+    counts = f"{record['tokens']:,} tokens, {record['supervised_tokens']:,} with loss"
+    loss = record["loss"]  # text if it is no number
+    return f"logged: loss {loss if isinstance(loss, str) else round(loss, 4)}, {counts}{skipped}"

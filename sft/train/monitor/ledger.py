@@ -1,0 +1,78 @@
+"""ledger.jsonl: which packs every step really trained on, as the processes that computed them told it.
+
+Every line is chained to those before it by a hash, which the checkpoints keep: a line cannot be lost or changed
+unnoticed. `sft verify RUN` compares the ledger with the order that the run should have followed.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sft.errors import StorageError
+from sft.storage.atomic import write_text
+from sft.storage.manifest import text_sha256
+
+LEDGER = "ledger.jsonl"
+BEGINNING = ""
+
+
+class Ledger:
+    """The ledger of a run in progress; without a path it only counts."""
+
+    def __init__(self, path: Path | None = None, num_steps: int = 0) -> None:
+        """Go on after `num_steps` steps; what was written later belongs to steps that are taken again."""
+        self._path, self.digest, self._waiting = path, BEGINNING, b""
+        self._num_bytes = 0
+        if path is not None:
+            lines = [line for line in read_lines(path) if json.loads(line)["step"] <= num_steps]
+            for line in lines:
+                self.digest = chained(self.digest, line)
+            text = "".join(f"{line}\n" for line in lines)
+            write_text(path, text)
+            self._num_bytes = len(text.encode())
+
+    def add(self, step: int, packs: Sequence[int]) -> None:
+        """Note what step `step`, counted from 1, has trained on."""
+        line = json.dumps({"step": step, "packs": list(packs)})
+        self.digest = chained(self.digest, line)
+        if self._path is not None:
+            self._waiting += f"{line}\n".encode()
+
+    def sync(self) -> None:
+        """Write what was noted so far so that it survives a power cut; a checkpoint of these steps may follow then.
+
+        Raises: StorageError if the disk refuses; the next call tries again.
+        """
+        if self._path is None or not self._waiting:
+            return
+        try:
+            with self._path.open("r+b") as stream:
+                stream.truncate(self._num_bytes)  # of an earlier try, a part may be there
+                stream.seek(self._num_bytes)
+                stream.write(self._waiting)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise StorageError(f"cannot be written: {error}", on=self._path, hint="check space") from error
+        self._num_bytes += len(self._waiting)
+        self._waiting = b""
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The whole lines of a ledger, up to the first one that is none."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(entry, dict) or entry.keys() != {"step", "packs"}:
+            return
+        yield line
+
+
+def chained(digest: str, line: str) -> str:
+    """The hash of a ledger that had the hash `digest` before this line."""
+    return text_sha256(f"{digest}\n{line}")

@@ -1,0 +1,176 @@
+"""Ends a process that is stuck: at its limit it writes every thread's stack to a file, at twice that it leaves.
+
+A collective that one rank does not join holds up all ranks, so each has its own watchdog and leaves its own stacks.
+A thread speaks and leaves as long as the interpreter lets it. Behind it, a little later, stand faulthandler's thread
+and two timers of the kernel, which need neither the interpreter nor its lock.
+"""
+
+import faulthandler
+import logging
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from sft.config import TrainConfig
+from sft.errors import PeerError
+from sft.train.distributed.world import World
+from sft.train.monitor.hang_limit import Patience
+from sft.train.monitor.kernel_timer import KernelTimer
+
+STACKS = "stacks"
+EXIT_CODE = PeerError.exit_code
+LEAVE_AT_LIMITS = 2.0
+GRACE_LIMITS = 0.1
+"""What needs no interpreter waits so many limits longer, for the thread that tells more."""
+LEAVING_S = 60.0
+"""How long a rank that failed may take to tear down what it shared with others, which is where such ranks hang."""
+LOOKS_PER_LIMIT, LONGEST_NAP_S = 20, 1.0
+STDERR = 2
+NUM_RANKS_SHOWN = 8
+
+log = logging.getLogger(__name__)
+
+
+def stacks_path(run_folder: Path, rank: int) -> Path:
+    """Where a rank leaves its stacks."""
+    return run_folder / STACKS / f"rank-{rank:05d}.txt"
+
+
+class Watchdog:
+    """Expects a `beat` within the limit for as long as the `with` block runs; see patience.py for the limit.
+
+    Invariant: a process that does not beat ends with code 71, even if it holds the interpreter lock for ever; one of
+    several that leaves the block with an error ends with that error's code soon after, even if it hangs on the way.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        world: World,
+        config: TrainConfig,
+        clock: Callable[[], float] = time.monotonic,
+        leave: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._folder, self._world, self._clock, self._leave = run_folder, world, clock, leave
+        self._patience = Patience(config)
+        self._path = stacks_path(run_folder, world.rank)
+        self._name = f"rank {world.rank} of {world.size} on {platform.node()}"
+        limits_s = [limit_s for limit_s in (config.hang_timeout_s, config.first_step_timeout_s) if limit_s]
+        self._nap_s = min([LONGEST_NAP_S, *(limit_s / LOOKS_PER_LIMIT for limit_s in limits_s)])
+        self._thread = threading.Thread(target=self._watch, daemon=True) if limits_s else None
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._armed_s, self._armed_limit_s = -math.inf, 0.0
+        self._stage: Literal["fine", "warned", "left"] = "fine"
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("ab", buffering=0)
+        self._sizes_before = [self._size(rank) for rank in range(self._world.size)]
+        self._shows_crashes = not faulthandler.is_enabled()
+        if self._shows_crashes:
+            faulthandler.enable(self._file)
+        last_words = f"sft: {self._name} is stuck and its interpreter does not answer; {self._advice()}"
+        self._last_words = KernelTimer("warnx", last_words.replace("%", "%%").encode())
+        self._exit = KernelTimer("_exit", EXIT_CODE)
+        self.beat("start", 0)
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._closed.set()
+        with self._lock:
+            faulthandler.cancel_dump_traceback_later()
+            if self._shows_crashes:
+                faulthandler.disable()
+            self._last_words.close()
+            self._exit.close()
+            self._file.close()
+            if not self._size(self._world.rank):
+                self._path.unlink(missing_ok=True)
+        if isinstance(error, Exception) and self._world.size > 1:
+            KernelTimer("_exit", getattr(error, "exit_code", 1)).set(LEAVING_S)
+
+    def beat(self, phase: str, step: int) -> None:
+        """Say that the process lives, and what it does now: patience.STEP, or a phase that may take longer."""
+        with self._lock:
+            now_s = self._clock()
+            silent_s = self._patience.silent_s(now_s)
+            self._patience.beat(phase, step, now_s)
+            limit_s = self._patience.limit_s
+            # Starting faulthandler's thread anew takes too long to do it at every sign of life.
+            if limit_s != self._armed_limit_s or self._stage == "warned" or now_s - self._armed_s >= self._nap_s:
+                self._arm(limit_s, now_s)
+            has_recovered, self._stage = self._stage == "warned", "fine"
+        if has_recovered:
+            log.warning("went on after %.0f s without progress; its stacks are in %s", silent_s, self._path)
+
+    def look(self) -> None:
+        """Warn or leave if it is time: what the thread does again and again."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            silent_s, limit_s = self._patience.silent_s(self._clock()), self._patience.limit_s
+            if self._stage == "fine" and silent_s >= limit_s:
+                self._stage = "warned"
+                self._warn(silent_s)
+            if self._stage == "warned" and silent_s >= LEAVE_AT_LIMITS * limit_s:
+                self._stage = "left"
+                self._say(f"made no progress for {silent_s:.0f} s; {self._silent_ranks()}{self._advice()}")
+                self._leave(EXIT_CODE)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._nap_s):
+            self.look()
+
+    def _arm(self, limit_s: float, now_s: float) -> None:
+        self._armed_limit_s, self._armed_s = limit_s, now_s
+        faulthandler.cancel_dump_traceback_later()
+        if limit_s < threading.TIMEOUT_MAX:
+            faulthandler.dump_traceback_later((1 + GRACE_LIMITS) * limit_s, file=self._file)
+        self._last_words.set((LEAVE_AT_LIMITS + GRACE_LIMITS) * limit_s)
+        self._exit.set((LEAVE_AT_LIMITS + 2 * GRACE_LIMITS) * limit_s)
+
+    def _warn(self, silent_s: float) -> None:
+        # Under the interpreter lock nothing moves while the stacks are read, so the other way is not needed.
+        faulthandler.cancel_dump_traceback_later()
+        patience = self._patience
+        what = f"no progress for {silent_s:.0f} s in step {patience.step} ({patience.phase})"
+        with suppress(OSError):  # a disk that is full does not keep the process from leaving
+            when = datetime.now().isoformat(" ", "seconds")
+            self._file.write(f"{when} {self._name}, process {os.getpid()}: {what}\n".encode())
+            faulthandler.dump_traceback(self._file)
+        left_s = (LEAVE_AT_LIMITS - 1) * patience.limit_s
+        self._say(f"{what}; its stacks are in {self._path}; it leaves in {left_s:.0f} s unless it goes on")
+
+    def _say(self, text: str) -> None:
+        # Past sys.stderr, whose lock the stuck thread may hold; a closed one does not keep the process from leaving.
+        with suppress(OSError):
+            os.write(STDERR, f"sft: {self._name}: {text}\n".encode())
+
+    def _silent_ranks(self) -> str:
+        """Which ranks show no sign of life at all: stopped, gone, or cut off."""
+        ranks = range(self._world.size)
+        silent = [str(rank) for rank in ranks if self._size(rank) <= self._sizes_before[rank]]
+        shown = ", ".join(silent[:NUM_RANKS_SHOWN]) + (", …" if len(silent) > NUM_RANKS_SHOWN else "")
+        return f"no stacks from rank {shown}: look there first; " if silent else ""
+
+    def _advice(self) -> str:
+        return (
+            f"leaving with code {EXIT_CODE}: {self._path.parent} shows where every rank stood; the same command goes "
+            "on from the newest checkpoint; if it was only slow, raise hang_timeout_s or first_step_timeout_s"
+        )
+
+    def _size(self, rank: int) -> int:
+        try:
+            return stacks_path(self._folder, rank).stat().st_size
+        except OSError:
+            return 0

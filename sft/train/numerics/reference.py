@@ -1,0 +1,100 @@
+"""Loss and gradient of a pack by definition: fp32, one document at a time, no kernel and no chunk of ours.
+
+Shape letters: T tokens of the pack without padding, S supervised ones among them, D width, V vocabulary rows;
+of one document: t tokens, s supervised ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sft.config import Precision
+from sft.data.batches.batch import join
+from sft.data.shards import Pack
+from sft.model.attention import Documents
+from sft.model.kv_cache import KVCache
+from sft.model.loss import supervised_loss_sum
+from sft.model.neox.model import NeoX
+from sft.train.engine.precision import autocast
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a forward and backward pass over a pack comes to."""
+
+    loss_sum: float
+    hidden_TD: Tensor
+    gradients: tuple[Tensor, ...]
+    """Of the summed loss, for the weights that were asked for."""
+
+
+class _WholeDocument(KVCache):
+    """Makes the model attend as it does when it generates: with an explicit mask instead of a kernel for packs."""
+
+    def __init__(self) -> None:
+        super().__init__(max_tokens=0)
+
+    def append(self, layer: int, k_THE: Tensor, v_THE: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return k_THE, v_THE
+
+    def advance(self, num_new_tokens: int) -> None:
+        """Nothing is kept, so that a block may be computed a second time in the backward pass."""
+
+
+def reference(model: NeoX, pack: Pack, weights: Sequence[Tensor]) -> Result:
+    """The pack's loss, hidden states and gradients of these weights, in fp32."""
+    device = model.head_weight.device
+    loss_sum, hidden = 0.0, []
+    sums = [torch.zeros_like(weight) for weight in weights]
+    with _exact(model, device):
+        for _, place in pack.documents():
+            ids_t = torch.from_numpy(pack.input_ids_T[place].astype(np.int64)).to(device)
+            mask_t = torch.from_numpy(pack.loss_mask_T[place].astype(bool)).to(device)
+            hidden_tD = model(ids_t, Documents.of([len(ids_t)], device), _WholeDocument())
+            hidden.append(hidden_tD.detach())
+            loss = _loss_sum(model, hidden_tD, ids_t, mask_t)
+            if loss is not None:
+                loss_sum += loss.item()
+                for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+                    total += gradient
+    return Result(loss_sum, torch.cat(hidden), tuple(sums))
+
+
+def computed(model: NeoX, pack: Pack, precision: Precision, weights: Sequence[Tensor]) -> Result:
+    """The same as training computes it: all documents at once, by the attention kernel, in this precision."""
+    device, batch = model.head_weight.device, join([pack])
+    ids_T, targets_T = (torch.from_numpy(array).to(device) for array in (batch.input_ids_T, batch.targets_T))
+    with torch.enable_grad():
+        with autocast(device, precision):
+            hidden_TD = model(ids_T, Documents.of(batch.doc_lengths, device))
+            loss = supervised_loss_sum(hidden_TD, model.head_weight, targets_T)
+        gradients = torch.autograd.grad(loss, weights)
+    return Result(loss.item(), hidden_TD.detach().float(), gradients)
+
+
+def _loss_sum(model: NeoX, hidden_tD: Tensor, ids_t: Tensor, mask_t: Tensor) -> Tensor | None:
+    """Position t - 1 predicts token t wherever token t has loss, and nothing predicts the first token."""
+    predicted = mask_t[1:]
+    if not predicted.any():
+        return None
+    logits_sV = model.logits(hidden_tD[:-1][predicted])
+    return cross_entropy(logits_sV, ids_t[1:][predicted], reduction="sum")
+
+
+@contextmanager
+def _exact(model: NeoX, device: torch.device) -> Iterator[None]:
+    """Full fp32 in every product, at the price of memory for one block; everything is as before afterwards."""
+    precision, recompute = torch.get_float32_matmul_precision(), model.activation_checkpointing
+    torch.set_float32_matmul_precision("highest")
+    model.activation_checkpointing = "full"
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        model.activation_checkpointing = recompute

@@ -1,0 +1,121 @@
+"""The run folder: config.yaml, run.json, metrics.jsonl and checkpoints/; one process at a time, one run for ever."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sft.config import TrainConfig
+from sft.errors import ConfigError, StorageError
+from sft.settings import as_yaml
+from sft.storage.atomic import write_text
+from sft.storage.folder_lock import lease
+from sft.train.checkpoint.store import clean
+from sft.train.distributed.ranks import Peers
+from sft.train.fingerprint import Identity, differences
+from sft.train.monitor.ledger import LEDGER
+from sft.train.monitor.metrics import STEP, read_records
+from sft.train.monitor.watchdog import STACKS
+from sft.train.stop import STOP_FILE
+
+RUN_FILE, CONFIG_FILE, METRICS_FILE, LOCK_FILE = "run.json", "config.yaml", "metrics.jsonl", ".lock"
+SCHEMA_VERSION = 1
+
+
+class RunFolder:
+    """Where one run keeps everything."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.metrics, self.ledger = path / METRICS_FILE, path / LEDGER
+
+    @classmethod
+    @contextmanager
+    def hold(cls, path: Path, peers: Peers) -> Iterator["RunFolder"]:
+        """The folder for this run alone, rid of what killed processes left in it. The first process holds it for all.
+
+        Raises: ConfigError if it holds something that is not a run, StorageError if another process holds it.
+        """
+        with ExitStack() as held:
+            with peers.together():
+                folder = held.enter_context(cls._hold(path)) if peers.is_first else cls(path)
+            yield folder
+
+    @classmethod
+    @contextmanager
+    def _hold(cls, path: Path) -> Iterator["RunFolder"]:
+        _refuse_foreign(path)
+        folder = cls(path)
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot be made: {error}", on=path, hint="check space and permissions") from error
+        with lease(path / LOCK_FILE):
+            clean(folder.checkpoints)
+            # A wish to stop was meant for the process that ran then, and that one is gone.
+            (path / STOP_FILE).unlink(missing_ok=True)
+            yield folder
+
+    def has_history(self) -> bool:
+        """True if a step was ever done here, so that the run's identity is settled."""
+        return any(self.checkpoints.iterdir()) or any(record["kind"] == STEP for record in read_records(self.metrics))
+
+    def enter(self, config: TrainConfig, identity: Identity) -> str:
+        """Make it the folder of this run, or make sure that it is; returns the run's id.
+
+        Raises: ConfigError listing every setting and input that may not change but did.
+        """
+        if self.has_history():
+            run_id, before = self.read()
+            require_same(before, identity, self.path)
+        else:
+            run_id = secrets.token_hex(8)
+            record = {"schema_version": SCHEMA_VERSION, "run_id": run_id, "identity": identity}
+            write_text(self.path / RUN_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.path / CONFIG_FILE, as_yaml(config))
+        return run_id
+
+    def read(self) -> tuple[str, Identity]:
+        """The run's id and identity.
+
+        Raises: StorageError if they cannot be read.
+        """
+        path = self.path / RUN_FILE
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["schema_version"] != SCHEMA_VERSION:
+                raise ConfigError(
+                    f"schema version {record['schema_version']}, this program reads {SCHEMA_VERSION}",
+                    on=path,
+                    hint="use the version of sft that wrote it",
+                )
+            return str(record["run_id"]), dict(record["identity"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"not readable: {error!r}", on=path, hint="restore it, or name another out") from error
+
+
+def require_same(before: Identity, now: Identity, where: Path) -> None:
+    """Refuse to go on with a run under other conditions.
+
+    Raises: ConfigError listing every difference with both values.
+    """
+    changed = differences(before, now)
+    if changed:
+        raise ConfigError(
+            "holds a run under other conditions:" + "".join(f"\n  - {line}" for line in changed),
+            on=where,
+            hint="go back to these values, or name another out for a new run",
+        )
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists() or (path / RUN_FILE).is_file():
+        return
+    if not path.is_dir():
+        raise ConfigError("holds something else: it is a file", on=path, hint="name another out")
+    # What a process that was killed right after its start may leave.
+    ours = {"checkpoints", STACKS, STOP_FILE}
+    names = sorted(item.name for item in path.iterdir() if not item.name.startswith(".") and item.name not in ours)
+    if names:
+        raise ConfigError(f"holds something else: {', '.join(names[:5])}", on=path, hint="name another out")
