@@ -165,8 +165,8 @@ class BuildConfig:
     """Longer rows are dropped unread, so that a damaged file cannot fill the memory."""
     workers: int = 0
     """Worker processes; 0 takes all cores. The result does not depend on it."""
-    unit_timeout_s: float = 600.0
-    """A worker process that is stuck in a unit (some thousand rows) for longer shows where and ends the build."""
+    chunk_timeout_s: float = 600.0
+    """A worker process that is stuck in a chunk (some thousand rows) for longer shows where and ends the build."""
     tokenizer_backend: Literal["tokenizers", "fastokens"] = "tokenizers"
     """What splits text into ids: the reference library, or a faster one (extra `fast`) that is checked against it."""
     tokenizer_check_share: float = 0.001
@@ -188,7 +188,7 @@ class BuildConfig:
         if not 0 <= self.seed < 1 << 63:
             yield f"seed={self.seed}: expected 0 up to 2^63"
         yield from _share(self, "tokenizer_check_share")
-        yield from _above_zero(self, "unit_timeout_s")
+        yield from _above_zero(self, "chunk_timeout_s")
         yield from _at_least(self, 1, "packs_per_shard", "max_row_bytes")
         yield from _at_least(self, 5, "evaluation_ngram_words")
         yield from _at_least(self, 0, "workers")

@@ -32,7 +32,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[T]):
+class Resolved(Generic[T]):
     """A config and, for every setting that is not a default, the place it came from."""
 
     config: T
@@ -50,7 +50,7 @@ class _Text(str):
     """A value typed on the command line, still to be read as the type of its field."""
 
 
-def load(schema: type[T], layers: Sequence[Layer]) -> Loaded[T]:
+def load(schema: type[T], layers: Sequence[Layer]) -> Resolved[T]:
     """Build `schema` from the layers, the last one winning.
 
     Raises: ConfigError listing every unknown key, wrong type, missing value and contradiction.
@@ -65,7 +65,7 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Loaded[T]:
     if mistakes:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  - {text}" for text in mistakes))
-    return Loaded(typing.cast(T, config), origins)
+    return Resolved(typing.cast(T, config), origins)
 
 
 def read_yaml(path: Path) -> Layer:
@@ -102,7 +102,7 @@ def read_arguments(arguments: Sequence[str]) -> Layer:
     return Layer("command line", values)
 
 
-def describe(loaded: Loaded[Any]) -> str:
+def describe(loaded: Resolved[Any]) -> str:
     """The resolved config as YAML, each line saying where its value came from."""
     lines: list[str] = []
     _describe(loaded.config, "", 0, loaded.origins, lines)

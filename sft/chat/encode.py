@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation, Drop, Message, Reason
-from sft.chat.tokenizer import ChatTokenizer, Runs
+from sft.chat.tokenizer import ChatTokenizer, TokenRuns
 
 CARD_SYSTEM_PROMPT = """\
 # StableLM Tuned (Alpha version)
@@ -132,7 +132,7 @@ def _pieces(lengths: Sequence[int], fixed: int, seq_len: int) -> list[_Piece]:
 
 
 def _gathered(
-    segments: list[int], ends: list[int], runs: Runs, num_systems: int, tokenizer: ChatTokenizer, layout: Layout
+    segments: list[int], ends: list[int], runs: TokenRuns, num_systems: int, tokenizer: ChatTokenizer, layout: Layout
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
     """Ids and loss mask of each document: the segments' ids one behind the other."""
     tags = [tokenizer.system_id, tokenizer.user_id, tokenizer.user_id, tokenizer.assistant_id, tokenizer.end_id]

@@ -19,7 +19,7 @@ from sft.chat.tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True)
-class Batch:
+class DocumentBatch:
     """Documents end to end. Shapes: ids_T, loss_mask_T; ends_D is where each document ends; is_cut_D: truncated."""
 
     ids_T: NDArray[Any]
@@ -41,7 +41,7 @@ def first_violations(documents: Sequence[Encoded], tokenizer: ChatTokenizer, lay
     """For each document, the first clause of the supervision contract that it breaks, or None."""
     if not documents:
         return []
-    batch = Batch(
+    batch = DocumentBatch(
         np.concatenate([document.ids for document in documents]),
         np.concatenate([document.loss_mask for document in documents]),
         np.cumsum([len(document.ids) for document in documents], dtype=np.int64),
@@ -55,7 +55,7 @@ def first_violations(documents: Sequence[Encoded], tokenizer: ChatTokenizer, lay
     return verdicts
 
 
-def structure_violations(batch: Batch, tokenizer: ChatTokenizer, layout: Layout) -> Iterator[tuple[int, Drop]]:
+def structure_violations(batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> Iterator[tuple[int, Drop]]:
     """The documents whose tags or mask are wrong, each with the first thing that is."""
     controls = _Controls.of(batch, tokenizer)
     wrong_tags = controls.wrong_documents(batch, tokenizer, layout)
@@ -74,7 +74,7 @@ def structure_violations(batch: Batch, tokenizer: ChatTokenizer, layout: Layout)
 def answer_spans(ids_T: NDArray[Any], tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
     """Where each assistant text of one document stands: behind its tag, up to the next control token or the end."""
     ends_D = np.array([len(ids_T)], np.int64)
-    controls = _Controls.of(Batch(ids_T, ids_T, ends_D, np.zeros(1, bool)), tokenizer)
+    controls = _Controls.of(DocumentBatch(ids_T, ids_T, ends_D, np.zeros(1, bool)), tokenizer)
     starts_A, stops_A, _ = controls.answers(ends_D, tokenizer)
     return list(zip(starts_A.tolist(), stops_A.tolist(), strict=True))
 
@@ -88,7 +88,7 @@ class _Controls:
     document_C: NDArray[np.int64]
 
     @classmethod
-    def of(cls, batch: Batch, tokenizer: ChatTokenizer) -> "_Controls":
+    def of(cls, batch: DocumentBatch, tokenizer: ChatTokenizer) -> "_Controls":
         place_C = np.flatnonzero(tokenizer.is_control[batch.ids_T])
         return cls(place_C, batch.ids_T[place_C], np.searchsorted(batch.ends_D, place_C, side="right"))
 
@@ -101,7 +101,7 @@ class _Controls:
         opens_C = self.id_C == tokenizer.assistant_id
         return self.place_C[opens_C] + 1, stop_C[opens_C], self.document_C[opens_C]
 
-    def wrong_documents(self, batch: Batch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
+    def wrong_documents(self, batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
         """The documents that are not a system block, user and assistant in turn, and the end token if there is one."""
         first_C = np.append(True, self.document_C[1:] != self.document_C[:-1])
         last_C = np.append(first_C[1:], True)
@@ -121,7 +121,7 @@ class _Controls:
         return wrong_D
 
 
-def expected_mask(batch: Batch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
+def expected_mask(batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
     """The loss mask that follows from the control ids alone."""
     if layout.supervise == "all":
         mask_T = np.ones(len(batch.ids_T), bool)
@@ -141,7 +141,7 @@ def _inside(starts_A: NDArray[np.int64], stops_A: NDArray[np.int64], num_tokens:
 
 
 def _text_violations(
-    documents: Sequence[Encoded], batch: Batch, tokenizer: ChatTokenizer
+    documents: Sequence[Encoded], batch: DocumentBatch, tokenizer: ChatTokenizer
 ) -> Iterator[tuple[int, Drop]]:
     """The documents whose supervised tokens do not spell the assistant texts."""
     controls = _Controls.of(batch, tokenizer)

@@ -37,8 +37,8 @@ _WORDS_REMEMBERED = 200_000
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Runs of ids, laid end to end.
+class TokenRuns:
+    """TokenRuns of ids, laid end to end.
 
     Shapes: ids_T, lengths_N with T the sum of the N lengths.
     """
@@ -135,18 +135,18 @@ class ChatTokenizer:
 
         self._fast, self._check_share = FastTokenizer(self.json, self._encode_flat), check_share
 
-    def encode_flat(self, texts: Sequence[str]) -> Runs:
+    def encode_flat(self, texts: Sequence[str]) -> TokenRuns:
         """The ids of all texts end to end, none of them a control id.
 
         Raises: ConfigError if a fast tokenizer is in use and its ids of a compared text are not the reference's.
         """
         if self._fast is None:
-            return Runs(*self._encode_flat(texts))
+            return TokenRuns(*self._encode_flat(texts))
         from sft.chat.fast_tokenizer import check_sample, compare
 
         encoded = self._fast.encode_flat(texts)
         compare(texts, encoded, self._encode_flat, check_sample(encoded, self._check_share))
-        return Runs(*encoded)
+        return TokenRuns(*encoded)
 
     def _encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         runs: list[list[int]] = []

@@ -40,7 +40,7 @@ def run_build(options: argparse.Namespace) -> None:
 
     if options.part is not None:
         count = build_part(loaded.config, recipes_dir(options.mixture), Part.parse(options.part))
-        done = "built already" if count is None else f"units done: {count}; sft build without --part merges all"
+        done = "built already" if count is None else f"chunks done: {count}; sft build without --part merges all"
         print(f"part {options.part}: {done}")
         return
     shards = build(loaded.config, recipes_dir(options.mixture))

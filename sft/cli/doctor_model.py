@@ -19,7 +19,7 @@ from sft.model.objective import Objective
 from sft.settings import load as load_settings
 from sft.settings import read_arguments, read_yaml
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
-from sft.train.distributed.ranks import ALONE
+from sft.train.distributed.ranks import SINGLE
 from sft.train.distributed.world import choose_device
 from sft.train.engine.native import TorchEngine
 from sft.train.engine.precision import autocast
@@ -113,8 +113,8 @@ def _show_gate(
         f"{pack.num_supervised:,} with loss",
         soft_wrap=True,
     )
-    require_finite_weights(model, str(device), ALONE)
-    results = {it: all_checks(measures[it], model, pack, it, ALONE) for it in measures}
+    require_finite_weights(model, str(device), SINGLE)
+    results = {it: all_checks(measures[it], model, pack, it, SINGLE) for it in measures}
     console.print(_table(model, results))
     for precision, checks in results.items():
         require(checks, f"{pack_name}, {kernel_name(model, precision)}, {precision}")

@@ -18,7 +18,7 @@ from sft.console.progress import progress
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, NumericsError
 from sft.inference.answer import samples
-from sft.inference.load import Loaded, find, load
+from sft.inference.load import LoadedModel, find, load
 from sft.model.objective import Objective
 from sft.storage.atomic import write_text
 from sft.train.distributed.world import choose_device
@@ -64,7 +64,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(f"  {sample['answer'].strip() or '(nothing)'}", markup=False, highlight=False, style="green")
 
 
-def _evaluate(loaded: Loaded, config: EvalConfig, device: torch.device) -> dict[str, Any]:
+def _evaluate(loaded: LoadedModel, config: EvalConfig, device: torch.device) -> dict[str, Any]:
     shards = _shards(loaded, config)
     measured = dict(_losses(loaded, shards, config, device)) if shards else {}
     with torch.inference_mode(), autocast(device, config.precision):
@@ -93,7 +93,7 @@ def _num_packs(split: Split, config: EvalConfig) -> int:
 
 
 def _losses(
-    loaded: Loaded, shards: Shards, config: EvalConfig, device: torch.device
+    loaded: LoadedModel, shards: Shards, config: EvalConfig, device: torch.device
 ) -> Iterator[tuple[str, dict[str, float]]]:
     split, objective = shards.split(config.split), Objective(loaded.model)
     with progress("evaluate", _num_packs(split, config), unit="packs") as advance:
@@ -122,7 +122,7 @@ def _losses(
             )
 
 
-def _shards(loaded: Loaded, config: EvalConfig) -> Shards | None:
+def _shards(loaded: LoadedModel, config: EvalConfig) -> Shards | None:
     """The shards to measure on: those asked for, or those that the checkpoint was trained on.
 
     Raises: ConfigError if they were made with another tokenizer, or are not where they were.

@@ -7,7 +7,7 @@ from sft.chat.conversation import Message
 from sft.chat.encode import encode_prompt
 from sft.config import GenerationConfig
 from sft.inference.generate import generate
-from sft.inference.load import Loaded
+from sft.inference.load import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Sample:
     answer: str
 
 
-def answer(loaded: Loaded, messages: Sequence[Message], system: str, config: GenerationConfig) -> Iterator[str]:
+def answer(loaded: LoadedModel, messages: Sequence[Message], system: str, config: GenerationConfig) -> Iterator[str]:
     """The answer to the last message, piece by piece as it is generated."""
     tokenizer = loaded.tokenizer
     prompt = encode_prompt(messages, system, tokenizer)
@@ -36,7 +36,7 @@ def answer(loaded: Loaded, messages: Sequence[Message], system: str, config: Gen
         yield rest
 
 
-def samples(loaded: Loaded, prompts: Sequence[str], system: str, config: GenerationConfig) -> Iterator[Sample]:
+def samples(loaded: LoadedModel, prompts: Sequence[str], system: str, config: GenerationConfig) -> Iterator[Sample]:
     """The answers to single questions."""
     for prompt in prompts:
         yield Sample(prompt, "".join(answer(loaded, [Message("user", prompt)], system, config)))

@@ -12,7 +12,7 @@ from sft.chat.encode import CARD_SYSTEM_PROMPT, encode_prompt
 from sft.config import ChatConfig
 from sft.errors import DataError
 from sft.inference.answer import answer
-from sft.inference.load import Loaded, load
+from sft.inference.load import LoadedModel, load
 from sft.train.distributed.world import choose_device
 from sft.train.engine.precision import autocast
 
@@ -70,7 +70,7 @@ def _stream(pieces: Iterator[str], console: Console) -> str:
 
 
 def _fitting(
-    loaded: Loaded, messages: list[Message], system: str, config: ChatConfig, say: Callable[[str], None]
+    loaded: LoadedModel, messages: list[Message], system: str, config: ChatConfig, say: Callable[[str], None]
 ) -> list[Message]:
     """The newest messages that leave room for an answer; the oldest exchanges are forgotten."""
     limit = loaded.model.config.max_positions - min(

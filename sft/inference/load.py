@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model with its tokenizer, and what its checkpoint says about its training, if it is one of ours."""
 
     folder: Path
@@ -27,7 +27,7 @@ class Loaded:
     state: State | None
 
 
-def load(path: Path, device: torch.device) -> Loaded:
+def load(path: Path, device: torch.device) -> LoadedModel:
     """Load a checkpoint, the newest whole one of a run, or a Hugging Face folder.
 
     Raises: ConfigError if it is none of these, StorageError if it is damaged.
@@ -39,7 +39,7 @@ def load(path: Path, device: torch.device) -> Loaded:
         raise ConfigError(f"{tokenizer.num_ids} token ids for {shape.vocab_size} embedding rows", on=folder)
     model = build(shape, device)
     load_weights(model, folder, state.lora if state else PLAIN)
-    return Loaded(folder, model.eval(), tokenizer, state)
+    return LoadedModel(folder, model.eval(), tokenizer, state)
 
 
 def find_checked(path: Path) -> tuple[Path, State | None]:

@@ -7,22 +7,22 @@ from torch.utils.checkpoint import checkpoint
 
 from sft.config import ActivationCheckpointing
 
-Run = Callable[..., Any]
+Call = Callable[..., Any]
 """Calls a function with its inputs."""
 
 
-def runners(policy: ActivationCheckpointing) -> tuple[Run, Run]:
+def runners(policy: ActivationCheckpointing) -> tuple[Call, Call]:
     """How to run a whole block, and how to run its parts that end in a matrix product."""
     return {"none": (keep, keep), "cheap": (keep, recompute), "full": (recompute, keep)}[policy]
 
 
-def keep(function: Run, *inputs: Any) -> Any:
-    """Run a function as it is: autograd keeps what the backward pass will ask for."""
+def keep(function: Call, *inputs: Any) -> Any:
+    """Call a function as it is: autograd keeps what the backward pass will ask for."""
     return function(*inputs)
 
 
-def recompute(function: Run, *inputs: Any) -> Any:
-    """Run a function, keeping nothing but its inputs; the backward pass runs it again.
+def recompute(function: Call, *inputs: Any) -> Any:
+    """Call a function, keeping nothing but its inputs; the backward pass runs it again.
 
     The second run ends as soon as the last tensor that was not kept is there again. In a function that ends in a
     matrix product this is the input of that product, so the product itself is not repeated.

@@ -20,7 +20,7 @@ from sft.console.progress import duration
 from sft.errors import NumericsError, PeerError
 from sft.train.checkpoint.store import FREE_SPACE_FACTOR
 from sft.train.distributed.rank_batches import pack_cost, shared_batches
-from sft.train.distributed.ranks import Peers, connected
+from sft.train.distributed.ranks import RankGroup, connected
 from sft.train.distributed.world import World, choose_device
 from sft.train.engine.base import Engine
 from sft.train.inputs import Inputs, open_inputs
@@ -59,37 +59,37 @@ def dry_run(
     """
     world = world or World.of(environ)
     device = choose_device(config.device, world.local_rank)
-    with connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as peers:
-        with peers.together():
+    with connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as ranks:
+        with ranks.raise_on_all():
             inputs = open_inputs(config)
-            engine = make_engine(config, inputs, peers, device)
+            engine = make_engine(config, inputs, ranks, device)
         try:
-            tried = _try(config, inputs, engine, peers, device)
+            tried = _try(config, inputs, engine, ranks, device)
         except torch.OutOfMemoryError as error:
             raise PeerError(
                 f"out of memory in a step of {config.micro_batch_packs} packs per micro-batch: {error}",
                 on=str(device),
                 hint="lower micro_batch_packs, set activation_checkpointing, or share the model among more processes",
             ) from error
-        if peers.is_first:
-            for line in report(config, inputs, engine.checkpoint_bytes, tried, peers.size, device):
+        if ranks.is_first:
+            for line in report(config, inputs, engine.checkpoint_bytes, tried, ranks.size, device):
                 print(line)
     if not np.isfinite(tried.loss):
         raise NumericsError(f"the loss is {tried.loss}", on="dry run", hint="sft doctor --model looks for the reason")
 
 
-def _try(config: TrainConfig, inputs: Inputs, engine: Engine, peers: Peers, device: torch.device) -> Tried:
+def _try(config: TrainConfig, inputs: Inputs, engine: Engine, ranks: RankGroup, device: torch.device) -> Tried:
     split = inputs.split
     dearest = sorted(range(len(split)), key=lambda pack: (-pack_cost(split, pack), pack))
-    packs = dearest[: config.micro_batch_packs * peers.size]
+    packs = dearest[: config.micro_batch_packs * ranks.size]
     num_supervised = max(1, int(split.num_supervised_N[packs].sum())) * NUM_ROUNDS
     for number in range(NUM_ROUNDS):
         started_s = _now(device)
-        for batch in shared_batches(split, packs, config.micro_batch_packs, peers):
+        for batch in shared_batches(split, packs, config.micro_batch_packs, ranks):
             engine.forward_backward(batch, num_supervised, is_last=number == NUM_ROUNDS - 1)
         computed_s = _now(device)
     result = engine.step(learning_rate(0, inputs.order.num_steps, config.optimizer))
-    own = peers.gather([computed_s - started_s, _now(device) - computed_s, _peak_bytes(device)]).max(axis=0)
+    own = ranks.gather([computed_s - started_s, _now(device) - computed_s, _peak_bytes(device)]).max(axis=0)
     num_tokens = int(inputs.num_tokens_N[packs].sum())
     return Tried(result.loss_sum / num_supervised, num_tokens, float(own[0]), float(own[1]), int(own[2]))
 

@@ -19,7 +19,7 @@ from sft.data.documents import DocumentTable
 from sft.data.shards import Split
 from sft.model.attention import Documents
 from sft.train.distributed.rank_batches import shared_batches
-from sft.train.distributed.ranks import ALONE, Peers
+from sft.train.distributed.ranks import SINGLE, RankGroup
 
 ALL = "all"
 """The entry that sums up every source."""
@@ -61,7 +61,7 @@ def held_out_loss(
     *,
     max_packs: int | None,
     micro_batch_packs: int,
-    peers: Peers = ALONE,
+    ranks: RankGroup = SINGLE,
     advance: Callable[[Batch], None] | None = None,
 ) -> dict[str, SourceLoss]:
     """The loss on the packs of a split, for each source that occurs in them and for all together.
@@ -74,14 +74,14 @@ def held_out_loss(
     num_sources = len(documents.sources)
     sums = np.zeros((3, num_sources))
     packs = Order(len(split), batch_packs=len(split), epochs=1, seed=0).batch(0)[:max_packs]
-    for batch in shared_batches(split, packs, micro_batch_packs, peers):
+    for batch in shared_batches(split, packs, micro_batch_packs, ranks):
         nll_S, correct_S = measure(batch)
         source_S = _sources(batch, documents)
         for row, weights in enumerate((nll_S, np.ones(len(nll_S)), correct_S)):
             sums[row] += np.bincount(source_S, weights, minlength=num_sources)
         if advance is not None:
             advance(batch)
-    sums = peers.gather(sums.flatten()).sum(axis=0).reshape(sums.shape)
+    sums = ranks.gather(sums.flatten()).sum(axis=0).reshape(sums.shape)
     losses = {
         name: SourceLoss(float(nll), int(tokens), int(correct))
         for name, (nll, tokens, correct) in zip(documents.sources, sums.T, strict=True)

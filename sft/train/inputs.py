@@ -15,7 +15,7 @@ from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, StorageError
 from sft.storage.manifest import MANIFEST
 from sft.train.checkpoint.store import State, has_bad, newest_whole
-from sft.train.distributed.ranks import Peers
+from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, identity
 from sft.train.monitor import metrics
 from sft.train.monitor.metrics import Record
@@ -57,23 +57,23 @@ class Inputs:
         return sums
 
 
-def read_inputs(config: TrainConfig, folder: RunFolder, peers: Peers) -> Inputs:
+def read_inputs(config: TrainConfig, folder: RunFolder, ranks: RankGroup) -> Inputs:
     """Open the shards, make sure that the folder holds this run, and find its newest whole checkpoint.
 
     Raises: ConfigError if the folder's run is another one; StorageError if it had checkpoints and none is left.
     """
-    with peers.together():
+    with ranks.raise_on_all():
         inputs = open_inputs(config)
-    with peers.together():
+    with ranks.raise_on_all():
         # The first process alone decides what is there, and writes.
-        found = _enter(config, folder, inputs.identity) if peers.is_first else ("", None)
-    run_id, checkpoint = peers.first(found)
+        found = _enter(config, folder, inputs.identity) if ranks.is_first else ("", None)
+    run_id, checkpoint = ranks.broadcast(found)
     path = folder.checkpoints / checkpoint if checkpoint else None
-    with peers.together():
+    with ranks.raise_on_all():
         state = State.read(visible(path)) if path else None
         if state:
             require_same(state.identity, inputs.identity, folder.path)
-    records = metrics.read_records(folder.metrics) if peers.is_first else []
+    records = metrics.read_records(folder.metrics) if ranks.is_first else []
     return replace(inputs, run_id=run_id, records=records, checkpoint=path, state=state)
 
 

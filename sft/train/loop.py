@@ -59,30 +59,30 @@ def train(
     stop = Stop(Path(config.out), job_deadline(environ, config.stop_margin_s, clock=clock), clock)
     with (
         stop.listening(),
-        connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as peers,
-        RunFolder.hold(Path(config.out), peers) as folder,
+        connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as ranks,
+        RunFolder.hold(Path(config.out), ranks) as folder,
         Watchdog(folder.path, world, config) as watchdog,
     ):
-        inputs = read_inputs(config, folder, peers)
+        inputs = read_inputs(config, folder, ranks)
         if inputs.is_finished:
-            if peers.is_first:
+            if ranks.is_first:
                 print(f"{folder.path}: finished already, the model is in {inputs.checkpoint}")
             return
-        with start(config, inputs, folder, peers, device, stop, clock, watchdog) as run:
+        with start(config, inputs, folder, ranks, device, stop, clock, watchdog) as run:
             run_to_end(run)
 
 
 def run_to_end(run: Run) -> None:
     """Take steps until none is left, then save the result."""
     num_steps = run.inputs.order.num_steps
-    run.tracker.log(metrics.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.peers.size)
+    run.tracker.log(metrics.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.ranks.size)
     pass_gate(run)
     if run.counts.num_steps:
         run.say(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
     settle(run)
     if run.config.eval_at_start and not run.counts.num_steps:
         evaluate(run)
-    with progress("training", num_steps, unit="steps", start=run.counts.num_steps, shown=run.peers.is_first) as advance:
+    with progress("training", num_steps, unit="steps", start=run.counts.num_steps, shown=run.ranks.is_first) as advance:
         while not run.is_finished:
             stop_if_asked(run)
             with run.profiler.step(run.counts.num_steps + 1):
@@ -111,7 +111,7 @@ def pass_gate(run: Run) -> None:
     index = pick(split, run.inputs.order.batch(run.counts.num_steps))
     name = f"train pack {index} of {run.config.shards}"
     checks = require_exact(
-        run.engine.measure, model, split[index], precision, run.peers, name, is_shared=run.engine.is_shared
+        run.engine.measure, model, split[index], precision, run.ranks, name, is_shared=run.engine.is_shared
     )
     measured = {check.what: check.measured for check in checks}
     run.tracker.log(
@@ -132,7 +132,7 @@ def train_step(run: Run) -> str:
         result = run.engine.step(lr)
     else:
         run.warn("its packs hold no supervised token, the weights stay as they are")
-        run.consumed = tuple(my_share(run.inputs.split, packs, run.peers, run.cost_per_token))
+        run.consumed = tuple(my_share(run.inputs.split, packs, run.ranks, run.cost_per_token))
         result = EMPTY_STEP
     run.step_s = step_s = max(run.clock() - started_s, SHORTEST_STEP_S)
     num_tokens = int(run.inputs.num_tokens_N[packs].sum()) if num_supervised else 0
@@ -165,9 +165,9 @@ def forward_backward(run: Run, packs: Sequence[int], num_supervised: int) -> Non
     Raises: DataError if the masks of a pack do not hold the number of supervised tokens that divides the loss.
     """
     config, split = run.config, run.inputs.split
-    last = num_rounds(len(packs), config.micro_batch_packs, run.peers) - 1
+    last = num_rounds(len(packs), config.micro_batch_packs, run.ranks) - 1
     noise_seed = run.inputs.order.noise_seed(run.counts.num_steps) if config.neftune_alpha else None
-    batches = shared_batches(split, packs, config.micro_batch_packs, run.peers, run.cost_per_token, noise_seed)
+    batches = shared_batches(split, packs, config.micro_batch_packs, run.ranks, run.cost_per_token, noise_seed)
     for number, batch in enumerate(run.pace.loading(batches)):
         run.beat(STEP)
         _require_mask(batch, split, run.config.shards)
@@ -180,17 +180,17 @@ def settle(run: Run) -> None:
 
     Raises: PeerError if not all processes are at the same step.
     """
-    room = -(-run.config.batch_packs // run.peers.size)
+    room = -(-run.config.batch_packs // run.ranks.size)
     used = [*run.consumed, *[NO_PACK] * (room - len(run.consumed))]
     state = (run.counts.num_steps, run.stop.reason() is not None, run.saver.status, *run.pace.take())
-    told = run.peers.gather([*state, *used])
+    told = run.ranks.gather([*state, *used])
     _require_same_step(told[:, 0])
     run.is_stop_agreed = bool(told[:, 1].any())
     packs = [int(pack) for pack in told[:, len(state) :].flatten() if pack != NO_PACK]
     if packs:
         run.ledger.add(run.counts.num_steps, packs)
     run.consumed = ()
-    if run.peers.size > 1 and run.step_s:
+    if run.ranks.size > 1 and run.step_s:
         for line in run.slow_ranks.add(own_seconds(run.step_s, told[:, 3], told[:, 4])):
             run.warn(line)
     if (told[:, 2] == WRITTEN).all():
@@ -205,7 +205,7 @@ def evaluate(run: Run) -> None:
 
     def advance(_: Batch) -> None:
         run.beat("eval")
-        run.stop.in_agreement(run.peers)
+        run.stop.in_agreement(run.ranks)
 
     run.beat("eval")
     try:
@@ -215,7 +215,7 @@ def evaluate(run: Run) -> None:
             run.inputs.shards.documents,
             max_packs=run.config.eval_max_packs,
             micro_batch_packs=run.config.micro_batch_packs,
-            peers=run.peers,
+            ranks=run.ranks,
             advance=advance,
         )
     except StopRequested:
@@ -237,11 +237,11 @@ def stop_if_asked(run: Run) -> None:
     if not run.is_stop_agreed:
         return
     step = run.counts.num_steps
-    reason = next(filter(None, run.peers.gather_json(run.stop.reason())), "asked to stop")
+    reason = next(filter(None, run.ranks.gather_json(run.stop.reason())), "asked to stop")
     if step:
         save(run)
     run.tracker.log(metrics.STOP, step, reason=reason)
-    if run.peers.is_first:
+    if run.ranks.is_first:
         run.stop.clear_file()
     place = f"after step {step} of {run.inputs.order.num_steps}, which is saved" if step else "before the first step"
     raise StopRequested(

@@ -23,8 +23,8 @@ from sft.train.checkpoint.async_writer import Saver
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.checkpoint.rng import random_state, restore_random_state
 from sft.train.checkpoint.store import STATE, State
-from sft.train.checkpoint.tensors import StoredPieces
-from sft.train.distributed.ranks import Peers
+from sft.train.checkpoint.tensors import StoredSlices
+from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.base import Engine
 from sft.train.engine.deepspeed.engine import DeepSpeedEngine
 from sft.train.engine.fsdp import make_mesh
@@ -54,7 +54,7 @@ class Run:
     config: TrainConfig
     folder: RunFolder
     inputs: Inputs
-    peers: Peers
+    ranks: RankGroup
     engine: Engine
     saver: Saver
     tracker: Tracker
@@ -113,12 +113,12 @@ class Run:
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
-        if self.peers.is_first:
+        if self.ranks.is_first:
             print(text)
 
     def warn(self, text: str) -> None:
         """Log a warning about the step in progress, once for all processes."""
-        if self.peers.is_first:
+        if self.ranks.is_first:
             log.warning("step %d: %s", self.counts.num_steps + 1, text)
 
     def rest_of_checkpoint(self) -> Callable[[Path], list[Path]]:
@@ -158,7 +158,7 @@ def start(
     config: TrainConfig,
     inputs: Inputs,
     folder: RunFolder,
-    peers: Peers,
+    ranks: RankGroup,
     device: torch.device,
     stop: Stop,
     clock: Clock,
@@ -166,8 +166,8 @@ def start(
 ) -> Iterator[Run]:
     """The run with its weights loaded and its metrics open."""
     torch.manual_seed(config.seed)
-    with peers.together():
-        engine = make_engine(config, inputs, peers, device)
+    with ranks.raise_on_all():
+        engine = make_engine(config, inputs, ranks, device)
     state = inputs.state
     step = state.step if state else 0
     if state:
@@ -175,20 +175,20 @@ def start(
     elif inputs.records:
         log.warning("%s: ended before its first checkpoint, starting from step 0 again", folder.path)
     counts = replace(state.counts) if state else Counts()
-    pace, slow_ranks = Pace(device, clock), SlowRanks(peers.gather_json(platform.node()))
-    saver = Saver(folder.checkpoints, peers, engine.model.config)
+    pace, slow_ranks = Pace(device, clock), SlowRanks(ranks.gather_json(platform.node()))
+    saver = Saver(folder.checkpoints, ranks, engine.model.config)
     with ExitStack() as opened:
-        with peers.together():
-            tracker, ledger = _records(config, inputs, folder) if peers.is_first else (metrics.Tracker([], 0), Ledger())
+        with ranks.raise_on_all():
+            tracker, ledger = _records(config, inputs, folder) if ranks.is_first else (metrics.Tracker([], 0), Ledger())
         opened.callback(tracker.close)
         opened.callback(saver.wait)
-        profiler = StepProfiler(folder.path, peers.rank, config.profile_start_step, config.profile_steps)
+        profiler = StepProfiler(folder.path, ranks.rank, config.profile_start_step, config.profile_steps)
         opened.callback(profiler.close)
         yield Run(
             config,
             folder,
             inputs,
-            peers,
+            ranks,
             engine,
             saver,
             tracker,
@@ -214,7 +214,7 @@ def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tr
     return metrics.open_tracker(config, folder.metrics, inputs.records, inputs.run_id, step=step), ledger
 
 
-def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch.device) -> Engine:
+def make_engine(config: TrainConfig, inputs: Inputs, ranks: RankGroup, device: torch.device) -> Engine:
     """The engine that the run asks for, where its newest checkpoint has left it or with its first weights."""
     shards, checkpoint, state = inputs.shards, inputs.checkpoint, inputs.state
     shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
@@ -227,11 +227,11 @@ def make_engine(config: TrainConfig, inputs: Inputs, peers: Peers, device: torch
     if config.engine == "deepspeed":
         engine = DeepSpeedEngine(model, config, device)
     else:
-        mesh = make_mesh(device, peers.size, config.fsdp_shard_size) if peers.size > 1 else None
+        mesh = make_mesh(device, ranks.size, config.fsdp_shard_size) if ranks.size > 1 else None
         engine = TorchEngine(model, config, device, mesh)
     if checkpoint and state:
         shapes = parameter_shapes(shape, config.lora)
-        engine.restore(StoredPieces(checkpoint, shapes, trained(model)), state.engine)
+        engine.restore(StoredSlices(checkpoint, shapes, trained(model)), state.engine)
     else:
         engine.load(StartingWeights(config.model, shape, config.seed, config.lora))
     return engine

@@ -12,7 +12,7 @@ from sft.settings import as_yaml
 from sft.storage.atomic import write_text
 from sft.storage.folder_lock import lease
 from sft.train.checkpoint.store import clean
-from sft.train.distributed.ranks import Peers
+from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, differences
 from sft.train.monitor.ledger import LEDGER
 from sft.train.monitor.metrics import STEP, read_records
@@ -32,14 +32,14 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def hold(cls, path: Path, peers: Peers) -> Iterator["RunFolder"]:
+    def hold(cls, path: Path, ranks: RankGroup) -> Iterator["RunFolder"]:
         """The folder for this run alone, rid of what killed processes left in it. The first process holds it for all.
 
         Raises: ConfigError if it holds something that is not a run, StorageError if another process holds it.
         """
         with ExitStack() as held:
-            with peers.together():
-                folder = held.enter_context(cls._hold(path)) if peers.is_first else cls(path)
+            with ranks.raise_on_all():
+                folder = held.enter_context(cls._hold(path)) if ranks.is_first else cls(path)
             yield folder
 
     @classmethod

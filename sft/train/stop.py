@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from sft.errors import ConfigError, StopRequested
-from sft.train.distributed.ranks import Peers
+from sft.train.distributed.ranks import RankGroup
 
 STOP_FILE = "STOP"
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -36,12 +36,12 @@ class Stop:
             return f"found {self._file}"
         return "the job's time is nearly up" if self._clock() >= self._deadline_s else None
 
-    def in_agreement(self, peers: Peers) -> None:
+    def in_agreement(self, ranks: RankGroup) -> None:
         """Give up what all processes are doing if one of them is asked to stop.
 
         Raises: StopRequested, on all of them.
         """
-        if peers.gather([self.reason() is not None]).any():
+        if ranks.gather([self.reason() is not None]).any():
             raise StopRequested("asked to stop")
 
     def clear_file(self) -> None:

@@ -27,7 +27,7 @@ from sft.data.batches.batch import Batch
 from sft.model.neox.model import NeoX
 from sft.train.checkpoint.async_writer import Saver
 from sft.train.checkpoint.initial_weights import StartingWeights
-from sft.train.distributed.ranks import ALONE
+from sft.train.distributed.ranks import SINGLE
 from sft.train.engine.native import TorchEngine
 
 NUMBERS = itertools.count(1)
@@ -48,11 +48,11 @@ class Ours:
     """Our saver, waited for at once or not."""
 
     def __init__(self, shape: ModelConfig, folder: Path, *, waits: bool) -> None:
-        self._saver, self._waits = Saver(folder, ALONE, shape), waits
+        self._saver, self._waits = Saver(folder, SINGLE, shape), waits
 
     def begin(self, engine: TorchEngine, step: int) -> float:
         started_s = time.perf_counter()
-        self._saver.begin(step, 0, engine.pieces(), lambda _: [])
+        self._saver.begin(step, 0, engine.slices(), lambda _: [])
         if self._waits:
             self.end()
         return time.perf_counter() - started_s
@@ -74,7 +74,7 @@ class Theirs:
 
     def begin(self, engine: TorchEngine, step: int) -> float:
         started_s = time.perf_counter()
-        state = {f"{piece.name}.{piece.kind}": piece.tensor for piece in engine.pieces()}
+        state = {f"{piece.name}.{piece.kind}": piece.tensor for piece in engine.slices()}
         self._saving = dcp.async_save(state, checkpoint_id=str(self._folder / f"dcp-{step}"))
         return time.perf_counter() - started_s
 

@@ -28,18 +28,18 @@ OURS = "sft train"
 Figures = dict[str, Any]
 
 
-def jobs(work: Work, peers: list[str]) -> Iterator[tuple[str, Prepare]]:
+def jobs(work: Work, ranks: list[str]) -> Iterator[tuple[str, Prepare]]:
     """Every trainer: its name, its preparation."""
     yield OURS, partial(prepare_own, work)
-    for kind in peers:
+    for kind in ranks:
         yield f"HF Trainer, {kind}", partial(prepare_peer, work, kind)
 
 
-def compare(work: Work, peers: list[str], cores: set[int], repetitions: int) -> dict[str, Figures]:
+def compare(work: Work, ranks: list[str], cores: set[int], repetitions: int) -> dict[str, Figures]:
     """Every trainer's runs, joined."""
     runs: dict[str, list[Figures]] = {}
     for _ in range(repetitions):
-        for name, prepare in jobs(work, peers):
+        for name, prepare in jobs(work, ranks):
             work.scratch.mkdir()
             found = measured(prepare, cores)
             shutil.rmtree(work.scratch)
@@ -124,7 +124,7 @@ def main() -> None:
         for precision in options.precision:
             shape = (options.batch_packs, options.micro_batch_packs, options.threads, options.warmup, options.steps)
             work = Work(options.shards.resolve(), weights, Path(name) / "scratch", precision, *shape)
-            found = compare(work, options.peers, cores, options.repeat)
+            found = compare(work, options.ranks, cores, options.repeat)
             rows, parts = list(summary(found, found[OURS]["tokens"])), list(overhead(found[OURS]))
             title = f"{precision}, {options.threads} threads, {options.batch_packs} packs a step; each step's best of"
             show(f"{title} {options.repeat}", rows, tokens_per_s=",.0f", loss_differs=".1e", norm_differs=".1e")

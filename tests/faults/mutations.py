@@ -99,16 +99,16 @@ def blind_to_nan() -> None:
 
 def zero_moments() -> None:
     """Start again with zeros where a checkpoint holds no moments."""
-    from sft.train.checkpoint.tensors import StoredPieces
+    from sft.train.checkpoint.tensors import StoredSlices
 
-    original = StoredPieces.flat
+    original = StoredSlices.flat
 
     def flat(stored: Any, kind: Any, name: str, start: int, stop: int) -> Any:
         if kind != "weight" and stored._moments is None:
             return torch.zeros(stop - start)
         return original(stored, kind, name, start, stop)
 
-    StoredPieces.flat = flat  # type: ignore[method-assign]
+    StoredSlices.flat = flat  # type: ignore[method-assign]
 
 
 def deaf_to_others() -> None:

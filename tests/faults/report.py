@@ -24,7 +24,7 @@ FAMILIES = {
     "D": "Hostile text",
     "E": "Unsafe files",
     "F": "Numbers",
-    "G": "Peers, hangs, slow ranks",
+    "G": "RankGroup, hangs, slow ranks",
     "H": "Disks, writers, clocks",
     "I": "Slurm life",
     "J": "Secrets and trackers",

@@ -53,15 +53,15 @@ def die(path: str, event: str, step: str) -> int:
 
 def _kill_in_save(step: int) -> None:
     """Die when the tensors of that step's checkpoint are written, and nothing else."""
-    original = async_writer.write_pieces
+    original = async_writer.write_slices
 
-    def write_pieces(pieces: Any, shape: Any, folder: Path, *place: int) -> Any:
+    def write_slices(pieces: Any, shape: Any, folder: Path, *place: int) -> Any:
         original(pieces, shape, folder, *place)
         if folder.name.endswith(f"{step:08d}"):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(pieces, shape, folder, *place)
 
-    async_writer.write_pieces = write_pieces  # type: ignore[assignment]
+    async_writer.write_slices = write_slices  # type: ignore[assignment]
 
 
 def _signal_self(method: str, number: int, step: int) -> None:

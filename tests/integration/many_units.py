@@ -1,4 +1,4 @@
-"""A mixture of many units, for tests of builds that are killed, go on or are shared out."""
+"""A mixture of many chunks, for tests of builds that are killed, go on or are shared out."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.config import BuildConfig
 from sft.data.build.build import build
-from sft.data.build.chunk import UnitFile
+from sft.data.build.chunk import ChunkFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def convert(row):
 NUM_FILES, ROWS_PER_FILE, ROWS_OF_LARGE_FILE = 12, 50, 2050
 FILES = "sources.alpha.files=[alpha*.jsonl]"
 UNITS = NUM_FILES + 2
-"""Every file of alpha is a unit; beta's file is cut behind 2000 rows."""
+"""Every file of alpha is a chunk; beta's file is cut behind 2000 rows."""
 
 
 Rows = dict[str, list[str]]
@@ -67,7 +67,7 @@ def lines(rows: Rows) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """A mixture of many units whose recipes note what they convert and kill at will."""
+    """A mixture of many chunks whose recipes note what they convert and kill at will."""
 
     raw: Any
 
@@ -148,19 +148,19 @@ def work(out: Path) -> Path:
 
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:
-    """The whole units of an unfinished build, with what tells whether a file was written again."""
-    paths = [path for path in work(out).glob("*") if UnitFile.open(path) is not None]
+    """The whole chunks of an unfinished build, with what tells whether a file was written again."""
+    paths = [path for path in work(out).glob("*") if ChunkFile.open(path) is not None]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
 def rows_of(out: Path) -> set[str]:
-    """The rows of all finished units."""
+    """The rows of all finished chunks."""
     found: set[str] = set()
     for name in finished(out):
-        unit = UnitFile.open(work(out) / name)
-        assert unit is not None
+        chunk = ChunkFile.open(work(out) / name)
+        assert chunk is not None
         start, count = map(int, name.split("-")[1:])
-        rows = BETA if unit.source == "beta" else alpha(int(unit.file.removeprefix("alpha").removesuffix(".jsonl")))
+        rows = BETA if chunk.source == "beta" else alpha(int(chunk.file.removeprefix("alpha").removesuffix(".jsonl")))
         found.update(list(rows)[start : start + count])
     return found
 

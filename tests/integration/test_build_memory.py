@@ -47,7 +47,7 @@ def rows(count: int) -> Iterator[list[str]]:
 
 
 def test_ten_times_the_rows_need_hardly_more_memory(write_mixture: Callable[..., Any]) -> None:
-    """Some 100 bytes per document are held, and 2,000 per row are read. The smaller build has several units already."""
+    """Some 100 bytes per document are held, and 2,000 per row are read. The smaller build has several chunks."""
     raw = write_mixture(alpha=[])
     notes = "-" * 2_000
     peaks, sizes = {}, {}

@@ -1,4 +1,4 @@
-"""Jobs that share the units of a build make each of them once, and it is merged to the same bytes."""
+"""Jobs that share the chunks of a build make each of them once, and it is merged to the same bytes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +24,8 @@ def test_parts_made_at_once_are_merged_to_the_same_bytes(bench: Bench) -> None:
     assert [part.returncode for part in parts] == [0] * NUM_PARTS
     counts = [len(range(number, UNITS, NUM_PARTS)) for number in range(NUM_PARTS)]
     for number, text in enumerate(said):
-        assert f"part {number + 1}/{NUM_PARTS}: units done: {counts[number]};" in text
-    # Every unit was made, each by one part only.
+        assert f"part {number + 1}/{NUM_PARTS}: chunks done: {counts[number]};" in text
+    # Every chunk was made, each by one part only.
     assert rows(log) == EVERY_ROW
     assert not out.exists()
     before = finished(out)

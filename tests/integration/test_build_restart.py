@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sft.data.build import build as build_module
-from sft.data.build.chunk import UnitFile
+from sft.data.build.chunk import ChunkFile
 from tests.integration.many_units import (
     BETA,
     ROOT,
@@ -54,7 +54,7 @@ def test_a_killed_build_goes_on_with_what_is_still_to_do(victim: str, workers: s
     earlier: dict[str, tuple[int, int]] = {}
     done: set[str] = set()
     kills, processes = 0, []
-    # With two workers, a unit is begun when all before it are finished, but for one.
+    # With two workers, a chunk is begun when all before it are finished, but for one.
     for first, last, num_finished in ((2, 3, 1), (9, 11, 8)):
         row = f"alpha{choose.randint(first, last):02}.{choose.randint(1, ROWS_PER_FILE - 3)}"
         log = bench.plan(f"kill {kills}", die_at=row, victim=victim)
@@ -99,7 +99,7 @@ def test_a_killed_worker_ends_the_build_with_a_message_and_the_next_one_finishes
 
 
 def test_killed_before_any_step_on_disk_a_build_can_be_repeated(bench: Bench) -> None:
-    """Every single step: before the first unit, in the middle of one, while it publishes, and while it tidies up."""
+    """Every single step: before the first chunk, in the middle of one, while it publishes, and while it tidies up."""
     for path in bench.sources_dir.glob("alpha*.jsonl"):
         path.unlink()
     (bench.sources_dir / "alpha.jsonl").write_text(lines(dict(list(alpha(0).items())[-20:])))
@@ -131,7 +131,7 @@ class StoppedError(Exception):
 
 @pytest.fixture
 def unpublished(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that a build did not publish, though all its units are finished."""
+    """The folder that a build did not publish, though all its chunks are finished."""
 
     def stop(*_: object) -> None:
         raise StoppedError
@@ -171,7 +171,9 @@ def flip(data: bytes, place: int) -> bytes:
 def test_a_damaged_unit_and_no_other_is_made_again(
     damage: Callable[[bytes], bytes], bench: Bench, unpublished: Path
 ) -> None:
-    (path,) = (path for path in work(unpublished).iterdir() if (u := UnitFile.open(path)) and u.file == "alpha07.jsonl")
+    (path,) = (
+        path for path in work(unpublished).iterdir() if (u := ChunkFile.open(path)) and u.file == "alpha07.jsonl"
+    )
     path.write_bytes(damage(path.read_bytes()))
     log = bench.plan("again")
     found = bench.build(unpublished)
@@ -195,7 +197,7 @@ def _edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-# What changes, and the sources whose units are no longer what is wanted.
+# What changes, and the sources whose chunks are no longer what is wanted.
 CHANGES: dict[str, tuple[Callable[[Bench], object], set[str]]] = {
     "a recipe's code": (lambda b: _edit(b.recipes / "beta" / "convert.py", "user's first", "user first"), {"beta"}),
     "a recipe's facts": (lambda b: _edit(b.recipes / "beta" / "recipe.yaml", "shortly", "briefly"), {"beta"}),

@@ -17,8 +17,8 @@ from sft.data.shards import Shards
 from sft.model.hf_folder import parameter_shapes
 from sft.model.neox.model import NeoX
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
-from sft.train.checkpoint.tensors import StoredPieces, write_pieces
-from sft.train.distributed.ranks import ALONE, Peers
+from sft.train.checkpoint.tensors import StoredSlices, write_slices
+from sft.train.distributed.ranks import SINGLE, RankGroup
 from sft.train.engine.base import MOMENTS, Engine, Kind
 from sft.train.engine.deepspeed.engine import DeepSpeedEngine
 from sft.train.engine.native import TorchEngine
@@ -60,44 +60,44 @@ def make_engine(config: TrainConfig) -> Engine:
     return engine
 
 
-def batches_of(config: TrainConfig, step: int, peers: Peers) -> tuple[list[Batch], int]:
+def batches_of(config: TrainConfig, step: int, ranks: RankGroup) -> tuple[list[Batch], int]:
     """A process's micro-batches of a step, equally many for each, and the supervised tokens of all of them."""
     split = Shards.open(Path(config.shards)).split("train")
     packs = Order(len(split), config.batch_packs, 50, config.seed).batch(step)
-    mine = list(micro_batches(split, packs[peers.rank :: peers.size], config.micro_batch_packs))
-    num_rounds = len(list(micro_batches(split, packs[:: peers.size], config.micro_batch_packs)))
+    mine = list(micro_batches(split, packs[ranks.rank :: ranks.size], config.micro_batch_packs))
+    num_rounds = len(list(micro_batches(split, packs[:: ranks.size], config.micro_batch_packs)))
     return mine + [Batch.empty()] * (num_rounds - len(mine)), int(split.num_supervised_N[packs].sum())
 
 
-def take_step(engine: Engine, config: TrainConfig, step: int, peers: Peers = ALONE) -> dict[str, Any]:
+def take_step(engine: Engine, config: TrainConfig, step: int, ranks: RankGroup = SINGLE) -> dict[str, Any]:
     """The result of one step as JSON values, and its mean loss; the learning rate falls from step to step."""
-    batches, num_supervised = batches_of(config, step, peers)
+    batches, num_supervised = batches_of(config, step, ranks)
     for number, batch in enumerate(batches):
         engine.forward_backward(batch, num_supervised, is_last=number == len(batches) - 1)
     result = engine.step(LR * (1 - step / 50))
     return {**asdict(result), "loss": result.loss_sum / num_supervised}
 
 
-def run(peers: Peers, config: TrainConfig, out: str, steps: tuple[int, int], before: str | None, state: Any) -> Any:
+def run(ranks: RankGroup, config: TrainConfig, out: str, steps: tuple[int, int], before: str | None, state: Any) -> Any:
     """Take steps, from the start or on from what lies in `before`, and save; returns their results and the state."""
     engine = make_engine(config)
     if before is not None:
-        engine.restore(StoredPieces(Path(before), parameter_shapes(shape_of(config))), state)
-    results = [take_step(engine, config, step, peers) for step in range(*steps)]
-    save(engine, Path(out), peers)
+        engine.restore(StoredSlices(Path(before), parameter_shapes(shape_of(config))), state)
+    results = [take_step(engine, config, step, ranks) for step in range(*steps)]
+    save(engine, Path(out), ranks)
     return results, engine.state()
 
 
-def save(engine: Engine, folder: Path, peers: Peers = ALONE) -> Path:
+def save(engine: Engine, folder: Path, ranks: RankGroup = SINGLE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    write_pieces(engine.pieces(), engine.model.config, folder, peers.rank, peers.size)
+    write_slices(engine.slices(), engine.model.config, folder, ranks.rank, ranks.size)
     return folder
 
 
 def saved_tensors(config: TrainConfig, folder: Path) -> Tensors:
     """Weights and moments in a folder; reading them proves that every element was written exactly once."""
     sizes = parameter_shapes(shape_of(config))
-    stored = StoredPieces(folder, sizes)
+    stored = StoredSlices(folder, sizes)
     return {
         f"{name} {kind}": stored.flat(kind, name, 0, torch.Size(shape).numel())
         for name, shape in sizes.items()

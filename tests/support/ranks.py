@@ -26,14 +26,14 @@ class RankFailed(Exception):
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(peers, *arguments)` returns in each of `size` processes, as JSON values.
+    """What `function(ranks, *arguments)` returns in each of `size` processes, as JSON values.
 
     Raises: RankFailed with the traces of all processes if one did not end well.
     """
 
     def work(world: World, place: str) -> Any:
-        with connected(world, torch.device("cpu"), timeout_s=TIMEOUT_S, init_method=place) as peers:
-            return function(peers, *arguments)
+        with connected(world, torch.device("cpu"), timeout_s=TIMEOUT_S, init_method=place) as ranks:
+            return function(ranks, *arguments)
 
     return finished(fork_ranks(size, work))
 

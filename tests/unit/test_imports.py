@@ -12,33 +12,24 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "sft").rglob("*.py"))
 CONVERTERS = sorted((ROOT / "data_recipes").glob("*/convert.py"))
 
-# Each may import from itself and from what stands before it.
+# Each may import from itself and from what stands before it; names are files or folders of sft/.
 LAYERS = (
-    "version",
-    "errors",
-    "redact",
-    "config",
-    "settings",
-    "console",
-    "storage",
-    "chat",
-    "data",
-    "model",
-    "train",
-    "evals",
-    "export",
-    "slurm",
-    "demo",
-    "doctor",
-    "doctor_model",
-    "commands",
-    "cli",
+    *("version", "errors", "redact", "config", "settings"),
+    *("console", "storage", "chat", "data", "model", "train", "inference", "evals", "export", "slurm", "cli"),
     "__main__",
 )
+# The same inside the large folders.
+LAYERS_INSIDE = {
+    "data": (
+        *("documents", "shards", "digests", "words", "result_keys"),
+        *("sources", "filters", "dedup", "batches", "report", "build", "inspect"),
+    ),
+}
+MAX_FILES_IN_A_FOLDER = 14
 # transformers has its home in a folder; everything else in one file, or two.
 HOMES: dict[str, str | tuple[str, ...]] = {
     "omegaconf": "settings.py",
-    "pyarrow": ("data/shards.py", "data/sources/parquet.py"),
+    "pyarrow": ("data/shards.py", "data/documents.py", "data/sources/parquet.py"),
     "huggingface_hub": "data/sources/hub.py",
     "msgspec": "data/sources/rows.py",
     "jinja2": "data/report/html.py",
@@ -98,6 +89,25 @@ def test_imports_point_one_way(path: Path) -> None:
     allowed = LAYERS[: LAYERS.index(mine) + 1]
     backward = [name for name in imported(path) if name.startswith("sft.") and layer(name) not in allowed]
     assert backward == []
+
+
+@pytest.mark.parametrize("folder", LAYERS_INSIDE)
+def test_imports_point_one_way_inside_the_folder_too(folder: str) -> None:
+    layers, backward = LAYERS_INSIDE[folder], []
+    for path in (path for path in MODULES if of_file(path) == folder and path != ROOT / "sft" / folder / "__init__.py"):
+        mine = path.relative_to(ROOT / "sft" / folder).parts[0].removesuffix(".py")
+        inside = [name.split(".")[2] for name in imported(path) if name.startswith(f"sft.{folder}.")]
+        assert {mine, *inside} <= set(layers)
+        backward += [f"{mine} imports {name}" for name in inside if layers.index(name) > layers.index(mine)]
+    assert backward == []
+
+
+def test_a_folder_is_seen_at_a_glance() -> None:
+    folders: dict[Path, int] = {}
+    for path in MODULES:
+        folders[path.parent] = folders.get(path.parent, 0) + (path.name != "__init__.py")
+    assert len(folders) > 15
+    assert {str(folder): count for folder, count in folders.items() if count > MAX_FILES_IN_A_FOLDER} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=labels(MODULES))

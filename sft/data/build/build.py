@@ -10,10 +10,10 @@ from pathlib import Path
 
 from sft.config import BuildConfig
 from sft.console.progress import progress
-from sft.data.build.chunk import Unit, UnitFile
+from sft.data.build.chunk import Chunk, ChunkFile
 from sft.data.build.counts import SourceCounts, check
 from sft.data.build.fingerprint import Inputs, published
-from sft.data.build.pool import run_units
+from sft.data.build.pool import run_chunks
 from sft.data.build.worker import load_tokenizer
 from sft.data.build.writer import publish_build, quarantined, write_lines
 from sft.data.filters.contamination import EvaluationIndex
@@ -26,14 +26,14 @@ from sft.errors import ConfigError, DataError
 from sft.storage.atomic import staged
 from sft.storage.folder_lock import lease
 
-# A unit ends when it holds this much: small enough to share out evenly and to lose, large enough to cost nothing.
-ROWS_PER_UNIT = 2000
-BYTES_PER_UNIT = 2_000_000
+# A chunk ends when it holds this much: small enough to share out evenly and to lose, large enough to cost nothing.
+ROWS_PER_CHUNK = 2000
+BYTES_PER_CHUNK = 2_000_000
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of several jobs that share the units of a build."""
+    """One of several jobs that share the chunks of a build."""
 
     number: int
     """From 1."""
@@ -50,15 +50,15 @@ class Part:
             raise ConfigError(f"part {text}: expected I/N with I from 1 to N", hint="such as 2/8")
         return cls(int(match[1]), int(match[2]))
 
-    def holds(self, unit: int) -> bool:
-        """Whether the unit, counted from 0, is this job's."""
-        return unit % self.of == self.number - 1
+    def holds(self, chunk: int) -> bool:
+        """Whether the chunk, counted from 0, is this job's."""
+        return chunk % self.of == self.number - 1
 
 
 def build(config: BuildConfig, recipes: Path) -> Shards:
     """Build the shards of a mixture and publish them as `config.out`; if they are there already, keep them.
 
-    Units that an earlier build of the same rows, killed or failed, has finished are not made again.
+    Chunks that an earlier build of the same rows, killed or failed, has finished are not made again.
 
     Raises: DataError for bad sources, ConfigError if `out` holds something else.
     """
@@ -69,21 +69,21 @@ def build(config: BuildConfig, recipes: Path) -> Shards:
         if existing is not None:
             shutil.rmtree(work, ignore_errors=True)  # left by a build that was killed after its last step
             return existing
-        units, counts = _run(inputs, work)
+        chunks, counts = _run(inputs, work)
         with staged(out) as folder:
-            publish_build(folder, inputs, counts, units)
+            publish_build(folder, inputs, counts, chunks)
         shutil.rmtree(work, ignore_errors=True)
     return Shards.open(out, check_hashes=False)
 
 
 def build_part(config: BuildConfig, recipes: Path, part: Part) -> int | None:
-    """Make one job's share of the units, for a later `build` to merge; how many they are, or None if all is built."""
+    """Make one job's share of the chunks, for a later `build` to merge; how many they are, or None if all is built."""
     out = Path(config.out)
     inputs = collect_inputs(config, recipes)
     with lease(_lock(out), out, shared=True):
         if published(out, inputs) is not None:
             return None
-        chosen = (unit for number, unit in enumerate(_units(inputs)) if part.holds(number))
+        chosen = (chunk for number, chunk in enumerate(_chunks(inputs)) if part.holds(number))
         return sum(1 for _ in _finished(inputs, _work(out), chosen))
 
 
@@ -157,22 +157,22 @@ def _lock(out: Path) -> Path:
 
 
 def _work(out: Path) -> Path:
-    """Where finished units lie until the build is published."""
+    """Where finished chunks lie until the build is published."""
     return out.parent / f".{out.name}.work"
 
 
-def _run(inputs: Inputs, work: Path) -> tuple[list[UnitFile], dict[str, SourceCounts]]:
-    """Every unit of the build and what became of the rows.
+def _run(inputs: Inputs, work: Path) -> tuple[list[ChunkFile], dict[str, SourceCounts]]:
+    """Every chunk of the build and what became of the rows.
 
     Raises: DataError if a source is empty or not what its recipe expects.
     """
     counts = {name: SourceCounts() for name in inputs.files}
-    units: list[UnitFile] = []
+    chunks: list[ChunkFile] = []
     try:
-        for name, group in itertools.groupby(_finished(inputs, work, _units(inputs)), key=lambda unit: unit.source):
-            for unit in group:
-                units.append(unit)
-                counts[name].add(unit)
+        for name, group in itertools.groupby(_finished(inputs, work, _chunks(inputs)), key=lambda chunk: chunk.source):
+            for chunk in group:
+                chunks.append(chunk)
+                counts[name].add(chunk)
             # Checked as soon as the source is done, so that a broken one stops the build early.
             check(name, inputs.config.sources[name], counts[name])
         for name, count in counts.items():
@@ -180,43 +180,43 @@ def _run(inputs: Inputs, work: Path) -> tuple[list[UnitFile], dict[str, SourceCo
                 files = ", ".join(file.name for file in inputs.files[name])
                 raise DataError(f"source {name} is empty: no row in {files}", hint="download it again")
     except DataError as error:
-        raise _with_quarantine(error, work, units) from error
-    return units, counts
+        raise _with_quarantine(error, work, chunks) from error
+    return chunks, counts
 
 
-def _with_quarantine(error: DataError, work: Path, units: list[UnitFile]) -> DataError:
+def _with_quarantine(error: DataError, work: Path, chunks: list[ChunkFile]) -> DataError:
     """The error, naming the file that shows every row that was not kept so far."""
-    if not units:
+    if not chunks:
         return error
-    write_lines(work / QUARANTINE, quarantined(units))
+    write_lines(work / QUARANTINE, quarantined(chunks))
     hints = [error.hint] if error.hint else []
     return DataError(error.what, on=error.on, hint="; ".join([*hints, f"every dropped row is in {work / QUARANTINE}"]))
 
 
-def _finished(inputs: Inputs, work: Path, units: Iterator[Unit]) -> Iterator[UnitFile]:
+def _finished(inputs: Inputs, work: Path, chunks: Iterator[Chunk]) -> Iterator[ChunkFile]:
     work.mkdir(parents=True, exist_ok=True)
     with (
         progress("build", None, unit="rows") as advance,
         closing(
-            run_units(inputs.config, inputs.recipes, work, units, inputs.tokenizer, inputs.ingredients)
+            run_chunks(inputs.config, inputs.recipes, work, chunks, inputs.tokenizer, inputs.ingredients)
         ) as finished,
     ):
-        for unit in finished:
-            advance(unit.header["num_rows"], unit.source)
-            yield unit
+        for chunk in finished:
+            advance(chunk.header["num_rows"], chunk.source)
+            yield chunk
 
 
-def _units(inputs: Inputs) -> Iterator[Unit]:
-    """All raw rows in order, cut into units; the cuts depend on the file alone."""
+def _chunks(inputs: Inputs) -> Iterator[Chunk]:
+    """All raw rows in order, cut into chunks; the cuts depend on the file alone."""
     for name, source in inputs.config.sources.items():
         left = source.max_rows
         for file in inputs.files[name]:
-            digest = inputs.unit_digest(name, file)
+            digest = inputs.chunk_digest(name, file)
             rows = itertools.islice(read_rows(file.path, inputs.config.max_row_bytes), left)
             for batch in _batches(rows):
                 left = None if left is None else left - len(batch)
                 require_unchanged(file)  # or rows of another version would be kept under this one's hash
-                yield Unit(name, file.name, batch, f"{digest[:32]}-{batch[0][0]}-{len(batch)}")
+                yield Chunk(name, file.name, batch, f"{digest[:32]}-{batch[0][0]}-{len(batch)}")
             require_unchanged(file)
 
 
@@ -226,7 +226,7 @@ def _batches(rows: Iterator[tuple[int, RawRow]]) -> Iterator[list[tuple[int, Raw
     for number, row in rows:
         batch.append((number, row))
         num_bytes += row_size(row)
-        if len(batch) == ROWS_PER_UNIT or num_bytes >= BYTES_PER_UNIT:
+        if len(batch) == ROWS_PER_CHUNK or num_bytes >= BYTES_PER_CHUNK:
             yield batch
             batch, num_bytes = [], 0
     if batch:

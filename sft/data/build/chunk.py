@@ -1,6 +1,6 @@
-"""A unit of a build: successive rows of one raw file, and the file that keeps what became of them.
+"""A chunk of a build: successive rows of one raw file, and the file that keeps what became of them.
 
-A unit's result depends on nothing but its rows, its recipe and the tokenizer. So units can be made by any process, in
+A chunk's result depends on nothing but its rows, its recipe and the tokenizer. So chunks can be made by any process, in
 any order and on any machine; a build that was killed goes on with those that are still to do.
 """
 
@@ -38,14 +38,14 @@ _DIGEST_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
-class Unit:
+class Chunk:
     """Successive rows of one file: the piece of work, the same for any number of workers."""
 
     source: str
     file: str
     rows: Sequence[tuple[int, RawRow]]
     name: str
-    """Names the unit's result; equal for equal rows, recipe and settings only."""
+    """Names the chunk's result; equal for equal rows, recipe and settings only."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class UnitResult:
-    """The documents of a unit in row order, laid end to end, and what was not kept."""
+class ChunkResult:
+    """The documents of a chunk in row order, laid end to end, and what was not kept."""
 
     source: str
     file: str
@@ -85,7 +85,7 @@ class UnitResult:
 _ARRAYS = ("documents", "ids", "loss_mask", "bands")
 
 
-def write_unit(path: Path, result: UnitResult) -> None:
+def write_chunk(path: Path, result: ChunkResult) -> None:
     """Write a result as a whole: its hash, a line of JSON, the arrays, the rejected rows as lines of JSON.
 
     No fsync: what a power cut leaves half-written fails its hash, and is made again.
@@ -111,7 +111,7 @@ def write_unit(path: Path, result: UnitResult) -> None:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    # Several hosts may make one unit at once, and process ids repeat.
+    # Several hosts may make one chunk at once, and process ids repeat.
     staging = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     try:
         with staging.open("wb") as stream:
@@ -123,8 +123,8 @@ def write_unit(path: Path, result: UnitResult) -> None:
 
 
 @dataclass(frozen=True)
-class UnitFile:
-    """A finished unit on disk."""
+class ChunkFile:
+    """A finished chunk on disk."""
 
     path: Path
     header: dict[str, Any]
@@ -132,8 +132,8 @@ class UnitFile:
     """Where the arrays begin, in bytes."""
 
     @classmethod
-    def open(cls, path: Path) -> "UnitFile | None":
-        """The unit, or None if it is absent or damaged and must be made again."""
+    def open(cls, path: Path) -> "ChunkFile | None":
+        """The chunk, or None if it is absent or damaged and must be made again."""
         if not path.is_file():
             return None
         data = path.read_bytes()

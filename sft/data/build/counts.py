@@ -7,7 +7,7 @@ import numpy as np
 
 from sft.chat.conversation import DAMAGE, Reason
 from sft.config import SourceConfig
-from sft.data.build.chunk import UnitFile
+from sft.data.build.chunk import ChunkFile
 from sft.errors import DataError
 
 MAX_EXAMPLES = 3
@@ -44,22 +44,22 @@ class SourceCounts:
     def rows_dropped(self) -> int:
         return self.rows_read - self.rows_skipped - self.rows_kept
 
-    def add(self, unit: UnitFile) -> None:
-        """Count a unit."""
-        rows, pieces = np.unique(unit.documents()["row"], return_counts=True)
-        self.rows_read += unit.header["num_rows"]
-        self.rows_skipped += unit.header["num_skipped"]
+    def add(self, chunk: ChunkFile) -> None:
+        """Count a chunk."""
+        rows, pieces = np.unique(chunk.documents()["row"], return_counts=True)
+        self.rows_read += chunk.header["num_rows"]
+        self.rows_skipped += chunk.header["num_skipped"]
         self.rows_kept += len(rows)
         self.split += int((pieces > 1).sum())
-        self.truncated += unit.header["num_truncated"]
-        self.changed.update(unit.header["changed"])
-        for item in unit.rejected():
+        self.truncated += chunk.header["num_truncated"]
+        self.changed.update(chunk.header["changed"])
+        for item in chunk.rejected():
             self.reasons[item.reason.value] += 1
             if len(self.examples) < MAX_EXAMPLES:
-                self.examples.append(f"\n  - {unit.file}, row {item.row}: {item.reason}, {item.detail[:80]}")
+                self.examples.append(f"\n  - {chunk.file}, row {item.row}: {item.reason}, {item.detail[:80]}")
             if item.reason in DAMAGE:
                 self.num_damaged += 1
-                self.first_damaged = self.first_damaged or f"{unit.file}, row {item.row}: {item.reason}, {item.detail}"
+                self.first_damaged = self.first_damaged or f"{chunk.file}, row {item.row}: {item.reason}, {item.detail}"
 
 
 def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:

@@ -25,7 +25,7 @@ from sft.version import VERSION
 
 # Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
 _NOT_CONTENT = {
-    *("sources_dir", "tokenizer", "out", "workers", "unit_timeout_s", "sources", "evaluation_files"),
+    *("sources_dir", "tokenizer", "out", "workers", "chunk_timeout_s", "sources", "evaluation_files"),
     *("tokenizer_backend", "tokenizer_check_share"),
 }
 # Packages whose version may decide a byte.
@@ -42,11 +42,11 @@ _DECIDES_BYTES = (
     *(f"data/{part}/*.py" for part in ("build", "dedup", "filters", "sources")),
 )
 _ONLY_FETCHES = ("fetch.py", "hub.py", "lockfile.py")
-# What a unit's documents depend on; everything else is decided for the corpus as a whole.
-_SETTINGS_OF_UNITS = (
+# What a chunk's documents depend on; everything else is decided for the corpus as a whole.
+_SETTINGS_OF_CHUNKS = (
     *("seq_len", "seed", "system", "supervise", "end_token", "evaluation_ngram_words", "max_row_bytes"),
 )
-_SOURCE_OF_UNITS = (
+_SOURCE_OF_CHUNKS = (
     *("system", "too_long", "switches", "repair", "language", "min_answer_characters", "max_characters"),
     *("refusals", "personal_data", "decontaminate", "weight"),
 )
@@ -102,11 +102,11 @@ class Inputs:
         """Equal for builds that must come out equal."""
         return _digest(self.facts)
 
-    def unit_digest(self, source: str, file: SourceFile) -> str:
+    def chunk_digest(self, source: str, file: SourceFile) -> str:
         """Equal for rows of which the same documents must come, whatever the other sources and settings are."""
         common = {key: self.facts[key] for key in ("version", "made_with", "evaluation_files", "tokenizer")}
-        settings = {key: self.facts["settings"][key] for key in _SETTINGS_OF_UNITS}
-        mine = {key: self.facts["sources"][source][key] for key in _SOURCE_OF_UNITS}
+        settings = {key: self.facts["settings"][key] for key in _SETTINGS_OF_CHUNKS}
+        mine = {key: self.facts["sources"][source][key] for key in _SOURCE_OF_CHUNKS}
         code = self.facts["sources"][source]["recipe"][CONVERT]
         near = any(item.near_duplicates is not None for item in self.config.sources.values())
         return _digest([common, settings, source, mine, code, near, file.name, file.sha256])

@@ -1,6 +1,6 @@
 """Which documents of a corpus are packed, how often and in which split: duplicates, held-out conversations, mixing.
 
-Decided once for the whole corpus, in its order, so that the result does not depend on who made which unit.
+Decided once for the whole corpus, in its order, so that the result does not depend on who made which chunk.
 """
 
 from collections.abc import Iterator

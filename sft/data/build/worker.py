@@ -1,4 +1,4 @@
-"""One unit of raw rows → documents: convert, filter, encode, prove. Runs in a worker process."""
+"""One chunk of raw rows → documents: convert, filter, encode, prove. Runs in a worker process."""
 
 import gc
 from collections import Counter
@@ -16,7 +16,7 @@ from sft.chat.encode import CARD_SYSTEM_PROMPT, Encoded, Layout, encode
 from sft.chat.supervision import first_violations
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig, SourceConfig
-from sft.data.build.chunk import DOCUMENT_FIELDS, Rejected, Unit, UnitResult
+from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkResult, Rejected
 from sft.data.build.split import is_sampled
 from sft.data.dedup.minhash import signatures
 from sft.data.digests import content_digests, digest, group_digest
@@ -30,7 +30,7 @@ from sft.errors import ConfigError, DataError
 from sft.storage.manifest import file_sha256
 
 CYCLE_CHECK_OBJECTS = 20_000
-"""New objects between two searches for reference cycles; by default a tenth of a unit's time goes into them."""
+"""New objects between two searches for reference cycles; by default a tenth of a chunk's time goes into them."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ class Ingredients:
 
 
 class Worker:
-    """Holds what every unit needs: the tokenizer, the recipes' functions and stages, the evaluation sets' index.
+    """Holds what every chunk needs: the tokenizer, the recipes' functions and stages, the evaluation sets' index.
 
     Raises: ConfigError if what it loads is not what the build began with.
     """
@@ -94,18 +94,18 @@ class Worker:
             )
 
     @_rare_cycle_collection()
-    def run(self, unit: Unit) -> UnitResult:
-        """Turn the rows of a unit into documents."""
-        source = self._config.sources[unit.source]
+    def run(self, chunk: Chunk) -> ChunkResult:
+        """Turn the rows of a chunk into documents."""
+        source = self._config.sources[chunk.source]
         rejected: list[Rejected] = []
         kept: list[tuple[int, Conversation]] = []
         changed: Counter[str] = Counter()
         num_skipped = 0
-        for number, raw in unit.rows:
+        for number, raw in chunk.rows:
             row = parse(raw, self._config.max_row_bytes)
-            outcome = row if isinstance(row, Drop) else self._conversation(unit, number, row)
+            outcome = row if isinstance(row, Drop) else self._conversation(chunk, number, row)
             if isinstance(outcome, Conversation):
-                done = self._stages[unit.source].run(outcome)
+                done = self._stages[chunk.source].run(outcome)
                 outcome = done.conversation
                 if done.changed:
                     changed.update(done.changed)
@@ -116,13 +116,13 @@ class Worker:
                 num_skipped += 1
             else:
                 kept.append((number, outcome))
-        records, documents, signed = self._documents(unit.source, source, kept, rejected)
+        records, documents, signed = self._documents(chunk.source, source, kept, rejected)
         ids = _concatenate([document.ids for document in documents], self._id_type)
         loss_mask = _concatenate([document.loss_mask for document in documents], np.uint8)
-        return UnitResult(
-            unit.source,
-            unit.file,
-            len(unit.rows),
+        return ChunkResult(
+            chunk.source,
+            chunk.file,
+            len(chunk.rows),
             num_skipped,
             sum(document.truncated for document in documents),
             self._checked_share,
@@ -134,19 +134,19 @@ class Worker:
             signatures([[message.text for message in item.messages] for item in signed]),
         )
 
-    def _conversation(self, unit: Unit, number: int, row: Mapping[str, Any]) -> Conversation | Drop:
+    def _conversation(self, chunk: Chunk, number: int, row: Mapping[str, Any]) -> Conversation | Drop:
         try:
-            conversation = self._convert[unit.source](row)
+            conversation = self._convert[chunk.source](row)
         except Exception as error:
             raise DataError(
-                f"source {unit.source}: its recipe failed: {error!r}",
-                on=f"{unit.file}, row {number}",
+                f"source {chunk.source}: its recipe failed: {error!r}",
+                on=f"{chunk.file}, row {number}",
                 hint="repair convert.py, with a case",
             ) from error
         if not isinstance(conversation, (Conversation, Drop)):
             raise DataError(
-                f"source {unit.source}: its recipe returned {conversation!r}",
-                on=f"{unit.file}, row {number}",
+                f"source {chunk.source}: its recipe returned {conversation!r}",
+                on=f"{chunk.file}, row {number}",
                 hint="convert must return a Conversation or a Drop",
             )
         return conversation

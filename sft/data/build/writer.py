@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.console.progress import progress
-from sft.data.build.chunk import UnitFile
+from sft.data.build.chunk import ChunkFile
 from sft.data.build.corpus import Corpus
 from sft.data.build.counts import SourceCounts
 from sft.data.build.fingerprint import Inputs
@@ -37,9 +37,9 @@ from sft.storage.manifest import write_manifest
 REPORT = "report.html"
 
 
-def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts], units: Sequence[UnitFile]) -> None:
+def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts], chunks: Sequence[ChunkFile]) -> None:
     """Write everything of a build into the staging folder, the manifest last."""
-    corpus = Corpus(units, inputs.source_names, inputs.file_names)
+    corpus = Corpus(chunks, inputs.source_names, inputs.file_names)
     with progress("select", corpus.num_conversations, unit="conversations") as advance:
         selection = select(corpus, inputs.config, inputs.tokenizer)
         advance(corpus.num_conversations, "")
@@ -70,13 +70,13 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
     write_manifest(folder, KIND, SCHEMA_VERSION, facts, is_content)
 
 
-def quarantined(units: Sequence[UnitFile]) -> Iterator[dict[str, Any]]:
-    """The record of every row that the units did not keep."""
-    for unit in units:
-        for item in unit.rejected():
+def quarantined(chunks: Sequence[ChunkFile]) -> Iterator[dict[str, Any]]:
+    """The record of every row that the chunks did not keep."""
+    for chunk in chunks:
+        for item in chunk.rejected():
             yield {
-                "source": unit.source,
-                "file": unit.file,
+                "source": chunk.source,
+                "file": chunk.file,
                 "row": item.row,
                 "piece": item.piece,
                 "reason": item.reason.value,
@@ -101,7 +101,7 @@ def _write_quarantine(path: Path, corpus: Corpus, selection: Selection, inputs: 
             counted[record["source"], record["reason"]] += 1
             yield record
 
-    write_lines(path, itertools.chain(quarantined(corpus.units), repeated()))
+    write_lines(path, itertools.chain(quarantined(corpus.chunks), repeated()))
     return counted
 
 
@@ -174,18 +174,18 @@ def _starts(lengths: NDArray[np.int64], ends: NDArray[np.int64], seq_len: int) -
 def _copy(
     corpus: Corpus, placed: NDArray[np.int64], starts: NDArray[np.int64], ids: NDArray[Any], mask: NDArray[np.uint8]
 ) -> None:
-    """Copy the tokens of documents to where they begin, unit after unit, so that few files are open at a time."""
+    """Copy the tokens of documents to where they begin, chunk after chunk, so that few files are open at a time."""
     order = np.argsort(placed, kind="stable")
-    edges = np.searchsorted(placed[order], corpus.unit_ends)
+    edges = np.searchsorted(placed[order], corpus.chunk_ends)
     for number in np.flatnonzero(np.diff(edges)).tolist():
-        unit = corpus.units[number]
-        ends, unit_ids, unit_mask = corpus.token_ends(number), unit.ids(), unit.loss_mask()
+        chunk = corpus.chunks[number]
+        ends, chunk_ids, chunk_mask = corpus.token_ends(number), chunk.ids(), chunk.loss_mask()
         mine = order[edges[number] : edges[number + 1]]
-        local = placed[mine] - corpus.unit_ends[number]
+        local = placed[mine] - corpus.chunk_ends[number]
         spans = zip(ends[local].tolist(), ends[local + 1].tolist(), starts[mine].tolist(), strict=True)
         for first, stop, start in spans:
             place = slice(start, start + stop - first)
-            ids[place], mask[place] = unit_ids[first:stop], unit_mask[first:stop]
+            ids[place], mask[place] = chunk_ids[first:stop], chunk_mask[first:stop]
 
 
 def _table(inputs: Inputs, corpus: Corpus, selection: Selection, kept: NDArray[np.bool_]) -> DocumentTable:

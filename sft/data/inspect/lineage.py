@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sft.chat.roles import role_tags
 from sft.chat.tokenizer import ChatTokenizer
-from sft.data.build.corpus import Place
+from sft.data.build.corpus import RowId
 from sft.data.shards import Pack, Shards
 from sft.data.sources.files import MAX_ROW_BYTES, read_rows
 from sft.errors import ConfigError, DataError
@@ -57,7 +57,7 @@ class TokenOrigin:
 class RowFate:
     """What became of a raw row."""
 
-    place: Place
+    place: RowId
     doc_ids: list[int]
     spans: list[Span]
     """One for every time that one of the documents is packed."""
@@ -117,13 +117,13 @@ def spans(shards: Shards, doc_ids_D: NDArray[Any]) -> list[Span]:
     return found
 
 
-def place_of(shards: Shards, doc_id: int) -> Place:
+def place_of(shards: Shards, doc_id: int) -> RowId:
     """The raw row of a document."""
     table = shards.documents
-    return Place(table.sources[table.source[doc_id]], table.files[table.file[doc_id]], int(table.row[doc_id]))
+    return RowId(table.sources[table.source[doc_id]], table.files[table.file[doc_id]], int(table.row[doc_id]))
 
 
-def parse_place(shards: Shards, text: str) -> Place:
+def parse_place(shards: Shards, text: str) -> RowId:
     """The row that SOURCE:FILE:ROW or SOURCE:ROW names; the start of the file's path may be left out.
 
     Raises: ConfigError if the build has no such source or file, or several.
@@ -142,10 +142,10 @@ def parse_place(shards: Shards, text: str) -> Place:
     if len(matches) != 1:
         what = f"no file {file!r} in {source}" if not matches else f"{text!r} may be in {len(matches)} files"
         raise ConfigError(f"{what}; its files are {', '.join(names)}", on=shards.folder, hint="name one of them")
-    return Place(source, matches[0], int(row))
+    return RowId(source, matches[0], int(row))
 
 
-def row_fate(shards: Shards, place: Place) -> RowFate:
+def row_fate(shards: Shards, place: RowId) -> RowFate:
     """What became of a raw row.
 
     Raises: ConfigError if the build read no such row.
@@ -167,13 +167,13 @@ def row_fate(shards: Shards, place: Place) -> RowFate:
     return fate
 
 
-def raw_file(shards: Shards, place: Place) -> dict[str, Any]:
+def raw_file(shards: Shards, place: RowId) -> dict[str, Any]:
     """What the manifest says about the raw file of a row: name, bytes, sha256."""
     files: list[dict[str, Any]] = shards.manifest["sources"][place.source]["raw_files"]
     return next(item for item in files if item["name"] == place.file)
 
 
-def raw_row(shards: Shards, place: Place, sources_dir: Path) -> str:
+def raw_row(shards: Shards, place: RowId, sources_dir: Path) -> str:
     """The raw row itself as text.
 
     Raises: ConfigError if the file is not there or has no such row, DataError if it is not the one that was built from.

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sft.chat.roles import roles
 from sft.chat.tokenizer import ChatTokenizer
-from sft.data.build.corpus import Place
+from sft.data.build.corpus import RowId
 from sft.data.inspect.lineage import (
     RowFate,
     Span,
@@ -207,7 +207,7 @@ def _print_record(record: dict[str, Any], console: Console) -> None:
         print_line(console, f"          {one_line(twin['excerpt'])}")
 
 
-def _print_raw(shards: Shards, place: Place, raw: str | None, console: Console) -> None:
+def _print_raw(shards: Shards, place: RowId, raw: str | None, console: Console) -> None:
     """The raw file's hash and, if it is known, the row itself."""
     print_line(console, f"  file    sha256 {raw_file(shards, place)['sha256']}")
     if raw is not None:

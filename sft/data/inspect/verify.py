@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.chat.encode import Layout
-from sft.chat.supervision import Batch, structure_violations
+from sft.chat.supervision import DocumentBatch, structure_violations
 from sft.chat.tokenizer import ChatTokenizer
 from sft.console.progress import progress
 from sft.data.digests import content_digests
@@ -140,7 +140,7 @@ def _document_problems(
     table, settings = shards.documents, shards.manifest["settings"]
     ids: NDArray[Any] = np.concatenate([pack.doc_ids_D for pack in packs])
     lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
-    batch = Batch(
+    batch = DocumentBatch(
         np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]),
         np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]),
         np.cumsum(lengths),

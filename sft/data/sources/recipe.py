@@ -10,7 +10,7 @@ from pathlib import Path
 from sft.chat.conversation import Conversation, Drop
 from sft.config import BuildConfig
 from sft.errors import ConfigError
-from sft.settings import Layer, Loaded, load, read_arguments, read_yaml
+from sft.settings import Layer, Resolved, load, read_arguments, read_yaml
 from sft.storage.manifest import file_sha256
 
 Convert = Callable[[Mapping[str, object]], Conversation | Drop]
@@ -23,7 +23,7 @@ def recipes_dir(mixture: Path) -> Path:
     return mixture.resolve().parent.parent
 
 
-def load_mixture(mixture: Path, arguments: Sequence[str]) -> Loaded[BuildConfig]:
+def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfig]:
     """The resolved build config: recipes first, then the mixture, then the command line.
 
     Raises: ConfigError for unknown sources or keys and for wrong values, all listed together.

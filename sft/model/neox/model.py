@@ -15,7 +15,7 @@ from torch.nn.functional import gelu
 
 from sft.config import ActivationCheckpointing, ModelConfig
 from sft.errors import DataError
-from sft.model.activation_checkpointing import Run, runners
+from sft.model.activation_checkpointing import Call, runners
 from sft.model.attention import Documents, attend, attend_to_cache
 from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.kv_cache import KVCache
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         rotation: Rotation,
         documents: Documents,
         cache: KVCache | None,
-        run_part: Run,
+        run_part: Call,
     ) -> Tensor:
         q_THE, k_THE, v_THE = self._heads(x_TD, norm, rotation, run_part)
         if cache is None:
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return out_TD
 
     def _heads(
-        self, x_TD: Tensor, norm: nn.LayerNorm, rotation: Rotation, run_part: Run
+        self, x_TD: Tensor, norm: nn.LayerNorm, rotation: Rotation, run_part: Call
     ) -> tuple[Tensor, Tensor, Tensor]:
         qkv_TX: Tensor = run_part(lambda x_TD: self.query_key_value(norm(x_TD)), x_TD)
         # The fused weight holds q, k and v of the first head, then those of the second, and so on.
@@ -73,7 +73,7 @@ class MLP(nn.Module):
         self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
         self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x_TD: Tensor, norm: nn.LayerNorm, run_part: Run) -> Tensor:
+    def forward(self, x_TD: Tensor, norm: nn.LayerNorm, run_part: Call) -> Tensor:
         up_TF = run_part(lambda x_TD: self.dense_h_to_4h(norm(x_TD)), x_TD)
         out_TD: Tensor = run_part(lambda up_TF: self.dense_4h_to_h(gelu(up_TF)), up_TF)
         return out_TD
@@ -90,7 +90,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None, run_part: Run
+        self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None, run_part: Call
     ) -> Tensor:
         # They get their norms along, so that what they need not keep begins before these.
         attention_TD: Tensor = self.attention(x_TD, self.input_layernorm, rotation, documents, cache, run_part)

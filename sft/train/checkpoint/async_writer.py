@@ -20,9 +20,9 @@ from sft.errors import SftError
 from sft.storage.atomic import staging_path, sync
 from sft.storage.manifest import file_facts
 from sft.train.checkpoint.store import checkpoint_path, open_staging, publish_staging
-from sft.train.checkpoint.tensors import write_pieces
-from sft.train.distributed.ranks import Peers
-from sft.train.engine.base import Piece
+from sft.train.checkpoint.tensors import write_slices
+from sft.train.distributed.ranks import RankGroup
+from sft.train.engine.base import TensorSlice
 
 IDLE, BUSY, WRITTEN = 0, 1, 2
 """How far the save of one process is."""
@@ -34,8 +34,8 @@ WriteRest = Callable[[Path], list[Path]]
 class Saver:
     """Makes checkpoints, one at a time."""
 
-    def __init__(self, checkpoints: Path, peers: Peers, shape: ModelConfig) -> None:
-        self._checkpoints, self._peers, self._shape = checkpoints, peers, shape
+    def __init__(self, checkpoints: Path, ranks: RankGroup, shape: ModelConfig) -> None:
+        self._checkpoints, self._peers, self._shape = checkpoints, ranks, shape
         self._step, self._thread = 0, threading.Thread()
         self._is_copied = threading.Event()
         self._is_copied.set()
@@ -49,14 +49,14 @@ class Saver:
         """IDLE, BUSY or WRITTEN."""
         return IDLE if not self._step else BUSY if self._thread.is_alive() else WRITTEN
 
-    def begin(self, step: int, num_bytes: int, pieces: Iterable[Piece], write_rest: WriteRest) -> None:
+    def begin(self, step: int, num_bytes: int, pieces: Iterable[TensorSlice], write_rest: WriteRest) -> None:
         """Start to save; every process calls it at the same step.
 
         Raises: StorageError on all of them if the checkpoint exists or the disk is too full.
         """
         started_s = time.monotonic()
         final = checkpoint_path(self._checkpoints, step)
-        with self._peers.together():
+        with self._peers.raise_on_all():
             if self._peers.is_first:
                 open_staging(final, num_bytes)
         # Only a thread that came to its end takes this back, whatever else may happen to it.
@@ -87,19 +87,19 @@ class Saver:
         step, self._step = self._step, IDLE
         final = checkpoint_path(self._checkpoints, step)
         told = self._peers.gather_json({"files": self._files, "error": self._error})
-        with self._peers.together():
+        with self._peers.raise_on_all():
             if self._peers.is_first:
                 errors = [part["error"] for part in told if part["error"]]
                 files = {name: facts for part in told for name, facts in part["files"].items()}
                 publish_staging(final, step, files, errors)
         return step
 
-    def _write(self, pieces: list[Piece], folder: Path, write_rest: WriteRest | None, now: "_Moment") -> None:
+    def _write(self, pieces: list[TensorSlice], folder: Path, write_rest: WriteRest | None, now: "_Moment") -> None:
         try:
             with now.as_of_then():
                 copies = [replace(piece, tensor=piece.tensor.to("cpu", copy=True)) for piece in pieces]
             self._is_copied.set()
-            files = write_pieces(copies, self._shape, folder, self._peers.rank, self._peers.size)
+            files = write_slices(copies, self._shape, folder, self._peers.rank, self._peers.size)
             if write_rest is not None:
                 files += write_rest(folder)
             for path in files:

@@ -60,11 +60,11 @@ def begin(run: Run) -> None:
         return
     run.beat("save")
     run.saving_step, run.save_started_s = step, run.clock()
-    require_equal_replicas(run.engine, run.peers)
+    require_equal_replicas(run.engine, run.ranks)
     run.tracker.sync()  # before a checkpoint can say that these records exist
-    with run.peers.together():
+    with run.ranks.raise_on_all():
         run.ledger.sync()  # by the first process alone
-    run.saver.begin(step, run.engine.checkpoint_bytes, run.engine.pieces(), run.rest_of_checkpoint())
+    run.saver.begin(step, run.engine.checkpoint_bytes, run.engine.slices(), run.rest_of_checkpoint())
 
 
 def publish(run: Run) -> None:
@@ -75,7 +75,7 @@ def publish(run: Run) -> None:
     run.saved_step, run.num_failed_saves = step, 0
     save_s = run.clock() - run.save_started_s
     run.tracker.log(metrics.SAVE, step, save_s=save_s, stall_s=run.saver.stall_s)
-    if run.peers.is_first:
+    if run.ranks.is_first:
         retire(run.folder.checkpoints, run.config)
 
 
@@ -83,5 +83,5 @@ def _count_failure(run: Run, error: StorageError) -> None:
     run.num_failed_saves += 1
     if run.num_failed_saves == MAX_FAILED_SAVES:
         raise error
-    if run.peers.is_first:
+    if run.ranks.is_first:
         log.warning("step %d was not saved, going on: %s", run.saving_step, error)

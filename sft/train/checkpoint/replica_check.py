@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sft.errors import PeerError
-from sft.train.distributed.ranks import Peers
+from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.base import Engine
 from sft.train.engine.fsdp import local
 
@@ -14,14 +14,14 @@ MODULUS = 1 << 52
 """A float of an exchange holds whole numbers below it exactly."""
 
 
-def require_equal_replicas(engine: Engine, peers: Peers) -> None:
+def require_equal_replicas(engine: Engine, ranks: RankGroup) -> None:
     """Refuse to save weights of which not all copies are equal.
 
     Raises: PeerError naming the processes that differ from the first one with the same share.
     """
-    if peers.size == 1:
+    if ranks.size == 1:
         return
-    told = peers.gather([engine.share, checksum(engine.model.parameters())])
+    told = ranks.gather([engine.share, checksum(engine.model.parameters())])
     first = dict(reversed(told.tolist()))
     strays = [rank for rank, (share, total) in enumerate(told.tolist()) if total != first[share]]
     if strays:

@@ -17,7 +17,7 @@ from sft.errors import DataError
 from sft.model.hf_folder import write_config, write_folder
 from sft.model.stored_weights import PIECES, StoredWeights
 from sft.model.weight_files import StoredTensors, piece_key
-from sft.train.engine.base import MOMENTS, Kind, Piece
+from sft.train.engine.base import MOMENTS, Kind, TensorSlice
 
 OPTIMIZER = "optimizer.safetensors"
 OPTIMIZER_PIECES = "optimizer-{number:05d}-of-{count:05d}.safetensors"
@@ -26,7 +26,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 Shapes = Mapping[str, Sequence[int]]
 
 
-def write_pieces(pieces: Iterable[Piece], shape: ModelConfig, folder: Path, rank: int, size: int) -> list[Path]:
+def write_slices(pieces: Iterable[TensorSlice], shape: ModelConfig, folder: Path, rank: int, size: int) -> list[Path]:
     """Write what this process has to save; the first one writes config.json too. Returns the files."""
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
@@ -46,7 +46,7 @@ def write_pieces(pieces: Iterable[Piece], shape: ModelConfig, folder: Path, rank
     return [*files, *([write_config(shape, folder, torch.float32)] if rank == 0 else [])]
 
 
-class StoredPieces:
+class StoredSlices:
     """What the processes of a run have saved.
 
     Raises: DataError if the files do not hold exactly this model's parameters and, where there are any, moments.
@@ -68,7 +68,7 @@ class StoredPieces:
         return self._moments.flat(f"{name}.{kind}", start, stop)
 
 
-def _key(piece: Piece, name: str) -> str:
+def _key(piece: TensorSlice, name: str) -> str:
     return name if piece.is_whole else piece_key(name, piece.start)
 
 

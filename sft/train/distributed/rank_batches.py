@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from sft.data.batches.balance import deal
 from sft.data.batches.batch import Batch, micro_batches
 from sft.data.shards import Split
-from sft.train.distributed.ranks import Peers
+from sft.train.distributed.ranks import RankGroup
 
 
 def shared_batches(
     split: Split,
     packs: Sequence[int],
     micro_batch_packs: int,
-    peers: Peers,
+    ranks: RankGroup,
     cost_per_token: float = 0.0,
     noise_seed: int | None = None,
 ) -> Iterator[Batch]:
@@ -20,22 +20,22 @@ def shared_batches(
 
     A token costs as much as attending to `cost_per_token` other tokens does.
     """
-    share = my_share(split, packs, peers, cost_per_token)
+    share = my_share(split, packs, ranks, cost_per_token)
     yield from micro_batches(split, share, micro_batch_packs, noise_seed)
-    for _ in range(-(-len(share) // micro_batch_packs), num_rounds(len(packs), micro_batch_packs, peers)):
+    for _ in range(-(-len(share) // micro_batch_packs), num_rounds(len(packs), micro_batch_packs, ranks)):
         yield Batch.empty()
 
 
-def num_rounds(num_packs: int, micro_batch_packs: int, peers: Peers) -> int:
+def num_rounds(num_packs: int, micro_batch_packs: int, ranks: RankGroup) -> int:
     """How many batches every process computes."""
-    largest_share = -(-num_packs // peers.size)
+    largest_share = -(-num_packs // ranks.size)
     return -(-largest_share // micro_batch_packs)
 
 
-def my_share(split: Split, packs: Sequence[int], peers: Peers, cost_per_token: float) -> list[int]:
+def my_share(split: Split, packs: Sequence[int], ranks: RankGroup, cost_per_token: float) -> list[int]:
     """The packs that this process computes, in the order of the step."""
-    costs = [pack_cost(split, pack, cost_per_token) for pack in packs] if peers.size > 1 else []
-    return deal(packs, costs, peers.size)[peers.rank]
+    costs = [pack_cost(split, pack, cost_per_token) for pack in packs] if ranks.size > 1 else []
+    return deal(packs, costs, ranks.size)[ranks.rank]
 
 
 def pack_cost(split: Split, pack: int, cost_per_token: float = 0.0) -> float:

@@ -24,7 +24,7 @@ LONGEST_MEETING_TIMEOUTS = 3.0
 """Meeting takes three steps that keep the limit, but one without end where a stranger listens at the port."""
 
 
-class Peers:
+class RankGroup:
     """This process among those of its run."""
 
     def __init__(self, world: World, group: "dist.ProcessGroup | None" = None) -> None:
@@ -56,7 +56,7 @@ class Peers:
         parts = zip(self._all(padded), sizes, strict=True)
         return [json.loads(part[:size].numpy().tobytes()) for part, size in parts]
 
-    def first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The JSON value of rank 0."""
         return self.gather_json(value if self.is_first else None)[0]
 
@@ -65,7 +65,7 @@ class Peers:
         self.gather([])
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all(self) -> Iterator[None]:
         """Leave the block with an SftError on every process if any of them had one: nobody waits for who has left."""
         error: SftError | None = None
         try:
@@ -91,12 +91,14 @@ class Peers:
         return everybody
 
 
-ALONE = Peers(World())
+SINGLE = RankGroup(World())
 """The peers of a process that has none."""
 
 
 @contextmanager
-def connected(world: World, device: torch.device, *, timeout_s: float, init_method: str = "env://") -> Iterator[Peers]:
+def connected(
+    world: World, device: torch.device, *, timeout_s: float, init_method: str = "env://"
+) -> Iterator[RankGroup]:
     """Connect the processes of a run; tensors of models travel over NCCL between GPUs.
 
     Raises: ConfigError if the launcher named no meeting place, PeerError if not everybody comes there in time.
@@ -104,7 +106,7 @@ def connected(world: World, device: torch.device, *, timeout_s: float, init_meth
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world.size == 1:
-        yield Peers(world)
+        yield RankGroup(world)
         return
     if init_method == "env://" and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise ConfigError(
@@ -128,7 +130,7 @@ def connected(world: World, device: torch.device, *, timeout_s: float, init_meth
     except (RuntimeError, ValueError, OSError) as error:
         raise PeerError(f"{what}: {error}", on=place, hint=hint) from error
     try:
-        yield Peers(world, group)
+        yield RankGroup(world, group)
     except PeerError:
         raise  # who has lost a peer must not wait for it once more by saying good-bye
     else:

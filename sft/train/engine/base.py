@@ -44,7 +44,7 @@ MOMENTS: tuple[Kind, Kind] = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class TensorSlice:
     """Neighbouring elements of a flattened parameter, or of one of its moments."""
 
     kind: Kind
@@ -57,7 +57,7 @@ class Piece:
     """True if these are all elements of the parameter."""
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Where an engine gets weights and moments from."""
 
     def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
@@ -103,14 +103,14 @@ class Engine(Protocol):
     def share(self) -> int:
         """Which share of the weights this process holds; processes with the same one hold the same."""
 
-    def pieces(self) -> Iterator[Piece]:
+    def slices(self) -> Iterator[TensorSlice]:
         """What this process has to save: over all processes, every element of weights and moments once."""
 
     def state(self) -> dict[str, Any]:
         """What there is besides, the same on every process, as JSON values."""
 
-    def load(self, source: Source) -> None:
+    def load(self, source: TensorSource) -> None:
         """Take the weights to start from."""
 
-    def restore(self, source: Source, state: dict[str, Any]) -> None:
+    def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
         """Go on from what any engine has saved, whatever the number of its processes."""

@@ -22,7 +22,7 @@ from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.neox.model import NeoX
 from sft.model.objective import Objective
 from sft.train.distributed.ranks import as_peer_errors
-from sft.train.engine.base import MOMENTS, Kind, Piece, Source, StepResult
+from sft.train.engine.base import MOMENTS, Kind, StepResult, TensorSlice, TensorSource
 from sft.train.engine.fsdp import REPLICAS, SHARDS, local, local_start, reduce_gradients, shard
 from sft.train.engine.loss_scale import LossScale
 from sft.train.engine.optimizer import parameter_groups, saved_bytes, trained
@@ -95,7 +95,7 @@ class TorchEngine:
         """Which share of the weights this process holds."""
         return self._mesh.get_local_rank(SHARDS) if self._mesh is not None else 0
 
-    def pieces(self) -> Iterator[Piece]:
+    def slices(self) -> Iterator[TensorSlice]:
         """What this process has to save."""
         if self._mesh is not None and self._mesh.get_local_rank(REPLICAS):
             return  # another replica holds the same
@@ -110,13 +110,13 @@ class TorchEngine:
         return {"num_updates": self._num_updates, "loss_scale": self._loss_scale.state()}
 
     @torch.no_grad()
-    def load(self, source: Source) -> None:
+    def load(self, source: TensorSource) -> None:
         """Take the weights to start from."""
         for name, parameter in self._parameters.items():
             _fill(_piece("weight", name, parameter, parameter), source)
 
     @torch.no_grad()
-    def restore(self, source: Source, state: dict[str, Any]) -> None:
+    def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
         """Go on from what any engine has saved."""
         self.load(source)
         self._num_updates = state["num_updates"]
@@ -167,14 +167,14 @@ class TorchEngine:
         return tensor_T.pin_memory().to(self._device, non_blocking=True)
 
 
-def _piece(kind: Kind, name: str, parameter: Tensor, tensor: Tensor) -> Iterator[Piece]:
+def _piece(kind: Kind, name: str, parameter: Tensor, tensor: Tensor) -> Iterator[TensorSlice]:
     """This process's share of a parameter's weights or moments, if it has any."""
     share = local(tensor.detach())
     if share.numel():
-        yield Piece(kind, name, local_start(parameter), share, is_whole=share.numel() == parameter.numel())
+        yield TensorSlice(kind, name, local_start(parameter), share, is_whole=share.numel() == parameter.numel())
 
 
-def _fill(pieces: Iterable[Piece], source: Source) -> None:
+def _fill(pieces: Iterable[TensorSlice], source: TensorSource) -> None:
     for piece in pieces:
         flat = source.flat(piece.kind, piece.name, piece.start, piece.start + piece.tensor.numel())
         piece.tensor.copy_(flat.view(piece.tensor.shape))

@@ -26,10 +26,10 @@ def judge(run: Run, packs: Sequence[int], result: StepResult, loss: float) -> No
     spike = counts.add_loss(loss, config.spike_window, config.spike_sigmas)
     if spike:
         run.tracker.log(metrics.SPIKE, counts.num_steps, **dataclasses.asdict(spike), packs=list(packs))
-        if run.peers.is_first:
+        if run.ranks.is_first:
             _warn(counts.num_steps, spike, run.folder.path)
     end = reason_to_end(counts, result, loss, max_bad_steps=config.max_bad_steps, max_loss=config.max_loss)
-    report = _report(run, packs, result, loss, end) if run.peers.is_first and (end or is_bad(result)) else None
+    report = _report(run, packs, result, loss, end) if run.ranks.is_first and (end or is_bad(result)) else None
     if end:
         raise numerics_error(counts, packs, end, run.folder.path, report)
 

@@ -22,7 +22,7 @@ from sft.data.shards import Pack, Split
 from sft.errors import NumericsError
 from sft.model.attention import backend
 from sft.model.neox.model import NeoX
-from sft.train.distributed.ranks import Peers
+from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.fsdp import local
 from sft.train.engine.precision import HALF
 from sft.train.held_out_loss import Measure
@@ -82,7 +82,7 @@ def require_exact(
     model: NeoX,
     pack: Pack,
     precision: Precision,
-    peers: Peers,
+    ranks: RankGroup,
     pack_name: str,
     *,
     is_shared: bool = False,
@@ -92,21 +92,21 @@ def require_exact(
     Raises: NumericsError naming the pack, the kernel, the precision and each number that is too large.
     """
     place = f"{pack_name}, {kernel_name(model, precision)}, {precision}"
-    require_finite_weights(model, place, peers)
-    checks = all_checks(measure, model, pack, precision, peers, is_shared=is_shared)
-    with peers.together():
+    require_finite_weights(model, place, ranks)
+    checks = all_checks(measure, model, pack, precision, ranks, is_shared=is_shared)
+    with ranks.raise_on_all():
         require(checks, place)
     return checks
 
 
 def all_checks(
-    measure: Measure, model: NeoX, pack: Pack, precision: Precision, peers: Peers, *, is_shared: bool = False
+    measure: Measure, model: NeoX, pack: Pack, precision: Precision, ranks: RankGroup, *, is_shared: bool = False
 ) -> list[Check]:
     """Every check that can be made where the weights are; all processes call it together.
 
     Of a model that is shared among processes, only the engine can compute anything.
     """
-    checks = measured_checks(measure, pack, precision, model.config.vocab_size, peers)
+    checks = measured_checks(measure, pack, precision, model.config.vocab_size, ranks)
     if not is_shared:
         checks += reference_checks(model, pack, precision)
     if torch.cuda.is_available():
@@ -129,7 +129,9 @@ def require(checks: Sequence[Check], place: str) -> None:
         )
 
 
-def measured_checks(measure: Measure, pack: Pack, precision: Precision, vocab_size: int, peers: Peers) -> list[Check]:
+def measured_checks(
+    measure: Measure, pack: Pack, precision: Precision, vocab_size: int, ranks: RankGroup
+) -> list[Check]:
     """What token losses alone can tell, whoever holds the weights: targets, isolation, causality, packing."""
     batch = join([pack])
     targets = Check("targets other than the tokens with loss", _num_wrong_targets(batch, pack), 0)
@@ -139,8 +141,8 @@ def measured_checks(measure: Measure, pack: Pack, precision: Precision, vocab_si
     changed, kept_S = _disturbed(batch, vocab_size)
     changed_nll_S, _ = measure(changed)
     is_moved_S = kept_S & np.isfinite(nll_S) & (nll_S != changed_nll_S)
-    found = [np.sum(~np.isfinite(nll_S)), np.sum(is_moved_S), nll_S.sum(), *_one_by_one(measure, pack, nll_S, peers)]
-    table = peers.gather([float(value) for value in found])
+    found = [np.sum(~np.isfinite(nll_S)), np.sum(is_moved_S), nll_S.sum(), *_one_by_one(measure, pack, nll_S, ranks)]
+    table = ranks.gather([float(value) for value in found])
     num_bad, num_moved, loss_sum = table[:, :3].max(axis=0)
     squares, alone_sum = table[:, 3:].sum(axis=0)
     rms, unit = math.sqrt(squares / max(len(nll_S), 1)), ROUNDING[precision]
@@ -204,13 +206,13 @@ def angle(left: Tensor, right: Tensor) -> float:
     return 2 * math.asin(min(chord / 2, 1.0))
 
 
-def require_finite_weights(model: NeoX, place: str, peers: Peers) -> None:
+def require_finite_weights(model: NeoX, place: str, ranks: RankGroup) -> None:
     """Refuse weights that are not numbers, wherever they lie; all processes call it together.
 
     Raises: NumericsError naming some of them.
     """
     mine = [name for name, parameter in model.named_parameters() if not local(parameter.detach()).isfinite().all()]
-    spoilt = list(dict.fromkeys(name for names in peers.gather_json(mine) for name in names))
+    spoilt = list(dict.fromkeys(name for names in ranks.gather_json(mine) for name in names))
     if spoilt:
         shown = ", ".join(spoilt[:NUM_NAMES_SHOWN]) + (", …" if len(spoilt) > NUM_NAMES_SHOWN else "")
         raise NumericsError(
@@ -249,13 +251,13 @@ def _disturbed(batch: Batch, vocab_size: int) -> tuple[Batch, NDArray[np.bool_]]
     return replace(batch, input_ids_T=ids_T), is_kept_T[is_target_T]
 
 
-def _one_by_one(measure: Measure, pack: Pack, nll_S: NDArray[np.float64], peers: Peers) -> tuple[float, float]:
+def _one_by_one(measure: Measure, pack: Pack, nll_S: NDArray[np.float64], ranks: RankGroup) -> tuple[float, float]:
     """This process's share of the documents alone: summed squares of what their tokens differ by, and summed loss."""
     alone = [join([document]) for document in _alone(pack)]
     ends = np.cumsum([batch.num_supervised for batch in alone])
     squares = loss_sum = 0.0
-    for first in range(0, len(alone), peers.size):
-        number = first + peers.rank
+    for first in range(0, len(alone), ranks.size):
+        number = first + ranks.rank
         if number >= len(alone):
             measure(Batch.empty())  # the others wait for this process's share of the weights
             continue

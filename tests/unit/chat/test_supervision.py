@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation, Drop, Message, Reason
 from sft.chat.encode import Encoded, Layout, encode
-from sft.chat.supervision import Batch, answer_spans, expected_mask, first_violations, structure_violations
+from sft.chat.supervision import DocumentBatch, answer_spans, expected_mask, first_violations, structure_violations
 from sft.chat.tokenizer import ChatTokenizer
 
 TALKS = {
@@ -67,8 +67,8 @@ def case(request: pytest.FixtureRequest, tokenizer: ChatTokenizer) -> Case:
     return Case(encoded(tokenizer, LAYOUTS[layout], *TALKS[talk]), LAYOUTS[layout], tokenizer)
 
 
-def alone(ids: NDArray[Any], loss_mask: NDArray[Any]) -> Batch:
-    return Batch(ids, loss_mask, np.array([len(ids)]), np.zeros(1, bool))
+def alone(ids: NDArray[Any], loss_mask: NDArray[Any]) -> DocumentBatch:
+    return DocumentBatch(ids, loss_mask, np.array([len(ids)]), np.zeros(1, bool))
 
 
 def places(case: Case) -> Iterator[int]:

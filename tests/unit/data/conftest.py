@@ -21,6 +21,6 @@ def talks(name: str, count: int) -> list[list[str]]:
 
 @pytest.fixture
 def raw(write_mixture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sources of 60 and 25 rows, in units of 7 rows."""
-    monkeypatch.setattr(build_module, "ROWS_PER_UNIT", 7)
+    """Sources of 60 and 25 rows, in chunks of 7 rows."""
+    monkeypatch.setattr(build_module, "ROWS_PER_CHUNK", 7)
     return write_mixture(zeta=talks("zeta", 60), alpha=talks("alpha", 25))

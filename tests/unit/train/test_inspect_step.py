@@ -13,7 +13,7 @@ from sft.config import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
-from sft.train.distributed.ranks import ALONE
+from sft.train.distributed.ranks import SINGLE
 from sft.train.inputs import read_inputs
 from sft.train.inspect_step import show_step
 from sft.train.loop import train
@@ -93,6 +93,6 @@ def test_rows_are_not_listed_from_a_changed_shard(
 
 def test_a_step_that_was_not_taken_yet_says_so(shared_tiny_config: Callable[..., TrainConfig]) -> None:
     config = shared_tiny_config()
-    with RunFolder.hold(Path(config.out), ALONE) as folder:
-        read_inputs(config, folder, ALONE)
+    with RunFolder.hold(Path(config.out), SINGLE) as folder:
+        read_inputs(config, folder, SINGLE)
     assert "not in metrics.jsonl: the step is still to come" in shown(Path(config.out), 12)

@@ -9,7 +9,7 @@ from sft.config import OptimizerConfig, TrainConfig
 from sft.data.shards import Shards
 from sft.errors import ConfigError, StorageError
 from sft.settings import load, read_yaml
-from sft.train.distributed.ranks import ALONE
+from sft.train.distributed.ranks import SINGLE
 from sft.train.fingerprint import Identity, differences, identity
 from sft.train.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ def ident(tiny_config: MakeConfig, tiny_shards: Path) -> Identity:
 
 
 def enter(config: TrainConfig, ident: Identity, *, with_history: bool = True) -> str:
-    with RunFolder.hold(Path(config.out), ALONE) as folder:
+    with RunFolder.hold(Path(config.out), SINGLE) as folder:
         run_id = folder.enter(config, ident)
         if with_history:
             folder.metrics.write_text('{"kind": "step", "step": 1}\n')
@@ -92,21 +92,21 @@ def test_sequences_compare_equal_after_a_round_trip(tiny_config: MakeConfig, ide
 @pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "notes.txt"])
 def test_folder_that_holds_something_else_is_refused_and_left_alone(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ConfigError, match=f"holds something else: {name}"), RunFolder.hold(tmp_path, ALONE):
+    with pytest.raises(ConfigError, match=f"holds something else: {name}"), RunFolder.hold(tmp_path, SINGLE):
         pytest.fail("must not be entered")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(ConfigError, match="it is a file"), RunFolder.hold(tmp_path / "run", ALONE):
+    with pytest.raises(ConfigError, match="it is a file"), RunFolder.hold(tmp_path / "run", SINGLE):
         pytest.fail("must not be entered")
 
 
 def test_second_holder_is_refused_and_touches_nothing(tmp_path: Path) -> None:
-    with RunFolder.hold(tmp_path / "run", ALONE):
+    with RunFolder.hold(tmp_path / "run", SINGLE):
         (tmp_path / "run/checkpoints/.staging-step-00000004").mkdir()
-        with pytest.raises(StorageError, match="in use by process"), RunFolder.hold(tmp_path / "run", ALONE):
+        with pytest.raises(StorageError, match="in use by process"), RunFolder.hold(tmp_path / "run", SINGLE):
             pytest.fail("must not be entered")
         # Cleaning before the lease is ours would delete what the other process is just writing.
         assert (tmp_path / "run/checkpoints/.staging-step-00000004").is_dir()
@@ -114,7 +114,7 @@ def test_second_holder_is_refused_and_touches_nothing(tmp_path: Path) -> None:
 
 def test_stop_file_for_an_earlier_process_is_taken_away(tmp_path: Path) -> None:
     (tmp_path / "STOP").touch()
-    with RunFolder.hold(tmp_path, ALONE):
+    with RunFolder.hold(tmp_path, SINGLE):
         assert not (tmp_path / "STOP").exists()
 
 

@@ -28,7 +28,7 @@ from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.neox.model import NeoX
 from sft.model.objective import Objective
 from sft.train.distributed.ranks import as_peer_errors
-from sft.train.engine.base import MOMENTS, Piece, Source, StepResult
+from sft.train.engine.base import MOMENTS, StepResult, TensorSlice, TensorSource
 from sft.train.engine.deepspeed.config import deepspeed_json
 from sft.train.engine.deepspeed.zero_layout import owned, shares, spread
 from sft.train.engine.loss_scale import LossScale
@@ -116,7 +116,7 @@ class DeepSpeedEngine:
         """Which share of the weights this process holds: before stage 3 everybody has all of them."""
         return dist.get_rank() if self.is_shared else 0
 
-    def pieces(self) -> Iterator[Piece]:
+    def slices(self) -> Iterator[TensorSlice]:
         """What this process has to save."""
         for share in owned(self._shares, self._zero):
             yield share.piece("weight", share.holder.detach())
@@ -127,14 +127,14 @@ class DeepSpeedEngine:
         """The number of updates and the loss scale."""
         return {"num_updates": self._num_updates, "loss_scale": self._loss_scale.state()}
 
-    def load(self, source: Source) -> None:
+    def load(self, source: TensorSource) -> None:
         """Take the weights to start from."""
         for share in self._shares:
             share.fill("weight", share.holder.detach(), source)
         with as_peer_errors():
             spread(self._zero)
 
-    def restore(self, source: Source, state: dict[str, Any]) -> None:
+    def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
         """Go on from what any engine has saved."""
         self.load(source)
         self._num_updates = state["num_updates"]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.model.neox.model import NeoX
-from sft.train.engine.base import Kind, Piece, Source
+from sft.train.engine.base import Kind, TensorSlice, TensorSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +26,12 @@ class Share:
     offset: int
     """Where the elements begin in the flattened holder."""
 
-    def piece(self, kind: Kind, tensor: Tensor) -> Piece:
+    def piece(self, kind: Kind, tensor: Tensor) -> TensorSlice:
         """The elements as they lie in the holder, or in one of its moments."""
         flat, is_whole = self._elements(tensor), self.size == self.shape.numel()
-        return Piece(kind, self.name, self.start, flat.view(self.shape) if is_whole else flat, is_whole=is_whole)
+        return TensorSlice(kind, self.name, self.start, flat.view(self.shape) if is_whole else flat, is_whole=is_whole)
 
-    def fill(self, kind: Kind, tensor: Tensor, source: Source) -> None:
+    def fill(self, kind: Kind, tensor: Tensor, source: TensorSource) -> None:
         """Set the elements in the holder, or in one of its moments."""
         self._elements(tensor).copy_(source.flat(kind, self.name, self.start, self.start + self.size))
 

@@ -198,15 +198,15 @@ def test_only_so_many_rows_are_read_as_asked_for(raw: Any) -> None:
 def test_a_second_build_is_byte_for_byte_the_first(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = content(built(raw).folder)
     elsewhere = raw.mixture.parent / "another place"
-    monkeypatch.setattr(build_module, "ROWS_PER_UNIT", 3)
+    monkeypatch.setattr(build_module, "ROWS_PER_CHUNK", 3)
     assert content(built(raw, f"out={elsewhere}").folder) == first
 
 
 def test_how_large_a_unit_is_does_not_change_a_byte(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = content(built(raw).folder)
     for number, (rows, size) in enumerate([(1, 10**9), (10**9, 1), (10**9, 150), (10**9, 10**9)]):
-        monkeypatch.setattr(build_module, "ROWS_PER_UNIT", rows)
-        monkeypatch.setattr(build_module, "BYTES_PER_UNIT", size)
+        monkeypatch.setattr(build_module, "ROWS_PER_CHUNK", rows)
+        monkeypatch.setattr(build_module, "BYTES_PER_CHUNK", size)
         assert content(built(raw, f"out={raw.mixture.parent / str(number)}").folder) == first
 
 

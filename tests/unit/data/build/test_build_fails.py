@@ -24,7 +24,7 @@ def built(raw: Any, *arguments: str) -> Shards:
 
 
 def work_folder(raw: Any) -> Path:
-    """Where a build keeps its finished units."""
+    """Where a build keeps its finished chunks."""
     return Path(raw.config().out).parent / ".shards.work"
 
 
@@ -40,10 +40,10 @@ def test_a_failed_build_publishes_nothing_and_can_be_repeated(raw: Any, monkeypa
     assert not staging_path(out).exists()
     monkeypatch.setattr(writer, "write_documents", write_documents)
     kept = {path.name: path.stat().st_mtime_ns for path in work_folder(raw).iterdir()}
-    assert len(kept) == 13  # of 60 and 25 rows in units of 7
+    assert len(kept) == 13  # of 60 and 25 rows in chunks of 7
 
     def run_none(*_: object) -> None:
-        raise AssertionError("a finished unit was made again")
+        raise AssertionError("a finished chunk was made again")
 
     monkeypatch.setattr(Worker, "run", run_none)
     assert len(built(raw).documents) > 0
@@ -103,7 +103,7 @@ def test_a_broken_source_stops_the_build_before_the_next_one(raw: Any, monkeypat
     (raw.sources_dir / "alpha.jsonl").write_text("<html>\n" * 100)
     made: list[str] = []
     original = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit: made.append(unit.source) or original(self, unit))
+    monkeypatch.setattr(Worker, "run", lambda self, chunk: made.append(chunk.source) or original(self, chunk))
     with pytest.raises(DataError, match=r"100 of 100 rows are unreadable; first alpha\.jsonl, row 0: invalid_json"):
         built(raw)
     assert made.count("alpha") == 15
@@ -137,14 +137,14 @@ def test_a_recipe_that_changes_during_the_build_is_not_recorded_as_the_one_that_
     raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = built(raw).manifest["sources"]["zeta"]["recipe"]
-    original = build_module.run_units
+    original = build_module.run_chunks
 
     def edit_meanwhile(*arguments: Any) -> Any:
         for result in original(*arguments):
             (raw.recipes / "zeta" / "convert.py").write_text("def convert(row): ...\n")
             yield result
 
-    monkeypatch.setattr(build_module, "run_units", edit_meanwhile)
+    monkeypatch.setattr(build_module, "run_chunks", edit_meanwhile)
     try:
         found = built(raw, f"out={raw.mixture.parent / 'edited'}").manifest["sources"]["zeta"]["recipe"]
     except SftError:
@@ -207,7 +207,7 @@ def test_what_is_edited_before_a_worker_loads_it_stops_the_build(
     tokenizer: ChatTokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = build_module.run_units
+    original = build_module.run_chunks
     (raw.sources_dir / "quiz.txt").write_text("one two three four five six seven eight nine ten eleven twelve thirteen")
     (raw.sources_dir / "tokenizer.json").write_text(tokenizer.json)
 
@@ -216,7 +216,7 @@ def test_what_is_edited_before_a_worker_loads_it_stops_the_build(
         path.write_text(path.read_text() + added if added else train_tokenizer(["other words"], 300).json)
         yield from original(*arguments)
 
-    monkeypatch.setattr(build_module, "run_units", edit_before)
+    monkeypatch.setattr(build_module, "run_chunks", edit_before)
     with pytest.raises(ConfigError, match="changed since the build began"):
         built(
             raw,
@@ -237,7 +237,7 @@ def test_two_files_of_equal_bytes_are_refused(raw: Any) -> None:
 def test_an_evaluation_file_that_cannot_be_read_is_told_before_any_process_starts(
     raw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "run_units", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(build_module, "run_chunks", lambda *_: pytest.fail("a process was started"))
     (tmp_path / "quiz.jsonl").write_text("<html>\n")
     with pytest.raises(DataError, match=r"quiz\.jsonl"):
         built(raw, f"evaluation_files=[{tmp_path / 'quiz.jsonl'}]", "workers=2")
@@ -273,6 +273,6 @@ def test_a_recipe_that_cannot_be_loaded_is_named_with_several_workers(code: str,
 def test_a_recipe_that_never_returns_ends_the_build_and_shows_where(raw: Any) -> None:
     path = raw.recipes / "zeta" / "convert.py"
     path.write_text(path.read_text().replace("    turns = row", "    while True:\n        pass\n    turns = row"))
-    with pytest.raises(PeerError, match=r"unit_timeout_s=4 for one unit(.|\n)*convert\.py\", line \d+ in convert"):
-        built(raw, "workers=2", "unit_timeout_s=4")
+    with pytest.raises(PeerError, match=r"chunk_timeout_s=4 for one chunk(.|\n)*convert\.py\", line \d+ in convert"):
+        built(raw, "workers=2", "chunk_timeout_s=4")
     assert not Path(raw.config().out).exists()

@@ -1,4 +1,4 @@
-"""A finished unit reads back as it was written, or is not there at all."""
+"""A finished chunk reads back as it was written, or is not there at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft.chat.conversation import Reason
-from sft.data.build.chunk import DOCUMENT_FIELDS, Rejected, UnitFile, UnitResult, write_unit
+from sft.data.build.chunk import DOCUMENT_FIELDS, ChunkFile, ChunkResult, Rejected, write_chunk
 from sft.data.dedup.minhash import NUM_BANDS
 from sft.errors import StorageError
 
@@ -21,8 +21,8 @@ def result(
     num_signed: int = 2,
     rejected: tuple[Rejected, ...] = (),
     id_type: type[Any] = np.uint16,
-) -> UnitResult:
-    """A unit with documents of these lengths and everything else at random; the largest id is among the ids."""
+) -> ChunkResult:
+    """A chunk with documents of these lengths and everything else at random; the largest id is among the ids."""
     rng = np.random.default_rng(len(lengths))
     documents = np.zeros(len(lengths), DOCUMENT_FIELDS)
     for name in DOCUMENT_FIELDS.names or ():
@@ -33,7 +33,7 @@ def result(
     documents["num_tokens"] = lengths
     ids = rng.integers(0, 2**16, sum(lengths)).astype(id_type)
     ids[:1] = LARGEST[id_type]
-    return UnitResult(
+    return ChunkResult(
         source="täglich",
         file="folder/Übung \n 1.jsonl",
         num_rows=7,
@@ -64,19 +64,19 @@ RESULTS = {
 }
 
 
-def written(folder: Path, item: UnitResult) -> UnitFile:
-    write_unit(folder / "unit", item)
-    unit = UnitFile.open(folder / "unit")
-    assert unit is not None
-    return unit
+def written(folder: Path, item: ChunkResult) -> ChunkFile:
+    write_chunk(folder / "chunk", item)
+    chunk = ChunkFile.open(folder / "chunk")
+    assert chunk is not None
+    return chunk
 
 
 @pytest.mark.parametrize("item", RESULTS.values(), ids=RESULTS)
-def test_a_unit_reads_back_as_it_was_written(item: UnitResult, tmp_path: Path) -> None:
-    unit = written(tmp_path, item)
-    assert (unit.source, unit.file) == (item.source, item.file)
+def test_a_unit_reads_back_as_it_was_written(item: ChunkResult, tmp_path: Path) -> None:
+    chunk = written(tmp_path, item)
+    assert (chunk.source, chunk.file) == (item.source, item.file)
     facts = {
-        name: unit.header[name] for name in ("num_rows", "num_skipped", "num_truncated", "checked_share", "changed")
+        name: chunk.header[name] for name in ("num_rows", "num_skipped", "num_truncated", "checked_share", "changed")
     }
     assert facts == {
         "num_rows": item.num_rows,
@@ -85,12 +85,12 @@ def test_a_unit_reads_back_as_it_was_written(item: UnitResult, tmp_path: Path) -
         "checked_share": item.checked_share,
         "changed": item.changed,
     }
-    assert list(unit.rejected()) == item.rejected
+    assert list(chunk.rejected()) == item.rejected
     for found, wanted in (
-        (unit.documents(), item.documents),
-        (unit.ids(), item.ids),
-        (unit.loss_mask(), item.loss_mask),
-        (unit.bands(), item.bands),
+        (chunk.documents(), item.documents),
+        (chunk.ids(), item.ids),
+        (chunk.loss_mask(), item.loss_mask),
+        (chunk.bands(), item.bands),
     ):
         assert found.dtype == wanted.dtype
         assert found.shape == wanted.shape
@@ -99,44 +99,44 @@ def test_a_unit_reads_back_as_it_was_written(item: UnitResult, tmp_path: Path) -
 
 def test_only_the_unit_is_left_in_its_folder(tmp_path: Path) -> None:
     written(tmp_path, result(rejected=REJECTED))
-    assert [path.name for path in tmp_path.iterdir()] == ["unit"]
+    assert [path.name for path in tmp_path.iterdir()] == ["chunk"]
 
 
 def test_equal_results_are_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_unit(tmp_path / name, result(rejected=REJECTED))
+        write_chunk(tmp_path / name, result(rejected=REJECTED))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_a_unit_replaces_a_damaged_one_of_its_name(tmp_path: Path) -> None:
-    (tmp_path / "unit").write_bytes(b"half")
+    (tmp_path / "chunk").write_bytes(b"half")
     assert written(tmp_path, result()).header["num_rows"] == 7
 
 
 # ------------------------------------------------------------------------------------------------ damage
 
 
-def everything(unit: UnitFile) -> tuple[Any, ...]:
-    arrays = (unit.documents(), unit.ids(), unit.loss_mask(), unit.bands())
-    return unit.header, *(array.tobytes() for array in arrays), list(unit.rejected())
+def everything(chunk: ChunkFile) -> tuple[Any, ...]:
+    arrays = (chunk.documents(), chunk.ids(), chunk.loss_mask(), chunk.bands())
+    return chunk.header, *(array.tobytes() for array in arrays), list(chunk.rejected())
 
 
 def test_an_absent_unit_is_none(tmp_path: Path) -> None:
-    assert UnitFile.open(tmp_path / "unit") is None
-    (tmp_path / "unit").mkdir()
-    assert UnitFile.open(tmp_path / "unit") is None
+    assert ChunkFile.open(tmp_path / "chunk") is None
+    (tmp_path / "chunk").mkdir()
+    assert ChunkFile.open(tmp_path / "chunk") is None
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     whole = everything(written(tmp_path, result(lengths=(2, 3), num_signed=1, rejected=REJECTED[:1])))
-    path = tmp_path / "unit"
+    path = tmp_path / "chunk"
     data = path.read_bytes()
     unnoticed = []
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
-        if (unit := UnitFile.open(path)) is not None:
+        if (chunk := ChunkFile.open(path)) is not None:
             unnoticed.append(place)
-            assert everything(unit) == whole
+            assert everything(chunk) == whole
     # The hash covers all but itself and the newline behind it, which says nothing.
     assert set(unnoticed) <= {HASH_CHARACTERS}
 
@@ -153,7 +153,7 @@ CUTS: dict[str, Callable[[bytes], bytes]] = {
     "a byte too many": lambda data: data + b"\n",
     "zeros at the end": lambda data: data[:-100] + bytes(100),
     "all zeros": lambda data: bytes(len(data)),
-    "another unit's content": lambda data: data[:HASH_CHARACTERS] + b"\n{}\n",
+    "another chunk's content": lambda data: data[:HASH_CHARACTERS] + b"\n{}\n",
     "twice": lambda data: data + data,
 }
 
@@ -161,9 +161,9 @@ CUTS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_a_cut_or_garbled_unit_is_none(cut: Callable[[bytes], bytes], tmp_path: Path) -> None:
     written(tmp_path, result(rejected=REJECTED))
-    path = tmp_path / "unit"
+    path = tmp_path / "chunk"
     path.write_bytes(cut(path.read_bytes()))
-    assert UnitFile.open(path) is None
+    assert ChunkFile.open(path) is None
 
 
 # ------------------------------------------------------------------------------------------------ disks that refuse
@@ -171,7 +171,7 @@ def test_a_cut_or_garbled_unit_is_none(cut: Callable[[bytes], bytes], tmp_path: 
 
 def test_a_folder_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written") as caught:
-        write_unit(tmp_path / "gone" / "unit", result())
+        write_chunk(tmp_path / "gone" / "chunk", result())
     assert "check space and permissions" in str(caught.value)
 
 
@@ -194,18 +194,18 @@ class FullDisk:
         raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("before", [None, "whole"], ids=["nothing before", "a whole unit before"])
+@pytest.mark.parametrize("before", [None, "whole"], ids=["nothing before", "a whole chunk before"])
 def test_a_full_disk_leaves_nothing_under_the_final_name(
     before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "unit"
+    path = tmp_path / "chunk"
     if before:
-        write_unit(path, result(lengths=(4,)))
+        write_chunk(path, result(lengths=(4,)))
     old = path.read_bytes() if before else None
     original = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *mode: FullDisk(original(self, *mode)))
     with pytest.raises(StorageError, match="No space left on device"):
-        write_unit(path, result(rejected=REJECTED))
+        write_chunk(path, result(rejected=REJECTED))
     monkeypatch.undo()
     assert (path.read_bytes() if path.exists() else None) == old
 
@@ -218,8 +218,8 @@ def test_a_rename_that_is_refused_leaves_nothing_under_the_final_name(
 
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(StorageError, match="Permission denied"):
-        write_unit(tmp_path / "unit", result())
-    assert not (tmp_path / "unit").exists()
+        write_chunk(tmp_path / "chunk", result())
+    assert not (tmp_path / "chunk").exists()
 
 
 def test_two_writers_of_one_unit_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +229,10 @@ def test_two_writers_of_one_unit_do_not_disturb_each_other(tmp_path: Path, monke
     def write_again_first(self: Path, target: Path) -> Path:
         monkeypatch.setattr(Path, "replace", original)
         monkeypatch.setattr("os.getpid", lambda: 1)
-        write_unit(target, result(rejected=REJECTED))
+        write_chunk(target, result(rejected=REJECTED))
         return original(self, target)
 
     monkeypatch.setattr(Path, "replace", write_again_first)
-    unit = written(tmp_path, result(rejected=REJECTED))
-    assert list(unit.rejected()) == list(REJECTED)
-    assert [path.name for path in tmp_path.iterdir()] == ["unit"]
+    chunk = written(tmp_path, result(rejected=REJECTED))
+    assert list(chunk.rejected()) == list(REJECTED)
+    assert [path.name for path in tmp_path.iterdir()] == ["chunk"]

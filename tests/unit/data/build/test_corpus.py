@@ -1,4 +1,4 @@
-"""A corpus knows every document of its units: where it came from and what it says."""
+"""A corpus knows every document of its chunks: where it came from and what it says."""
 
 import unicodedata
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import pytest
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build.build import collect_inputs
-from sft.data.build.chunk import Unit, UnitFile, write_unit
-from sft.data.build.corpus import Corpus, Place
+from sft.data.build.chunk import Chunk, ChunkFile, write_chunk
+from sft.data.build.corpus import Corpus, RowId
 from sft.data.build.worker import Worker
 from sft.data.dedup.minhash import NUM_BANDS, signature
 from sft.data.sources.files import read_rows
@@ -33,18 +33,18 @@ def corpus_of(raw: Any, rows_per_unit: int, *arguments: str) -> Corpus:
     """The corpus of a mixture, made without the build around it."""
     inputs = collect_inputs(raw.config(f"seq_len={SEQ_LEN}", *arguments), raw.recipes)
     worker = Worker(inputs.config, raw.recipes)
-    work = Path(inputs.config.out).parent / f"units of {rows_per_unit}"
+    work = Path(inputs.config.out).parent / f"chunks of {rows_per_unit}"
     work.mkdir()
-    units = []
+    chunks = []
     for name, files in inputs.files.items():
         for file in files:
             rows = list(read_rows(file.path))
             for start in range(0, len(rows), rows_per_unit):
                 path = work / f"{name} {file.name} {start}"
-                write_unit(path, worker.run(Unit(name, file.name, rows[start : start + rows_per_unit], path.name)))
-                units.append(UnitFile.open(path))
-    assert all(units)
-    return Corpus([unit for unit in units if unit], inputs.source_names, inputs.file_names)
+                write_chunk(path, worker.run(Chunk(name, file.name, rows[start : start + rows_per_unit], path.name)))
+                chunks.append(ChunkFile.open(path))
+    assert all(chunks)
+    return Corpus([chunk for chunk in chunks if chunk], inputs.source_names, inputs.file_names)
 
 
 def composed(texts: list[str]) -> list[str]:
@@ -61,7 +61,7 @@ def test_the_turns_are_those_of_the_row(
     found = {corpus.place(number): corpus.turns(number, tokenizer) for number in range(corpus.num_conversations)}
     for name, order in (("alpha", rows[::-1]), ("beta", rows)):
         for number, turns in enumerate(order):
-            assert found[Place(name, f"{name}.jsonl", number)] == composed(turns)
+            assert found[RowId(name, f"{name}.jsonl", number)] == composed(turns)
     assert corpus.records["piece"].max() >= 2
 
 
@@ -104,9 +104,9 @@ def test_rows_of_one_number_in_two_files_or_sources_are_two_conversations(
     corpus = corpus_of(raw, rows_per_unit, "sources.alpha.files=[alpha*.jsonl]", "sources.alpha2.enabled=false")
     places = [corpus.place(number) for number in range(corpus.num_conversations)]
     assert places == [
-        Place("alpha", "alpha.jsonl", 0),
-        Place("alpha", "alpha2.jsonl", 0),
-        Place("beta", "beta.jsonl", 0),
+        RowId("alpha", "alpha.jsonl", 0),
+        RowId("alpha", "alpha2.jsonl", 0),
+        RowId("beta", "beta.jsonl", 0),
     ]
 
 
@@ -143,4 +143,4 @@ def test_a_corpus_may_be_empty(write_mixture: Callable[..., Any]) -> None:
     assert (len(corpus), corpus.num_conversations) == (0, 0)
     assert corpus.bands(0).tolist() == []
     assert corpus.per_document(np.zeros(0)).tolist() == []
-    assert len(list(corpus.units[0].rejected())) == 1
+    assert len(list(corpus.chunks[0].rejected())) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from sft.chat.conversation import Reason
 from sft.config import SourceConfig
-from sft.data.build.chunk import DOCUMENT_FIELDS, Rejected, UnitFile, UnitResult, write_unit
+from sft.data.build.chunk import DOCUMENT_FIELDS, ChunkFile, ChunkResult, Rejected, write_chunk
 from sft.data.build.counts import SourceCounts, check
 from sft.data.dedup.minhash import NUM_BANDS
 from sft.errors import DataError
@@ -28,11 +28,11 @@ def result(
     rows: int | None = None,
     truncated: int = 0,
     changed: dict[str, int] | None = None,
-) -> UnitResult:
-    """A unit with one document per entry of `kept`, the row's number."""
+) -> ChunkResult:
+    """A chunk with one document per entry of `kept`, the row's number."""
     documents = np.zeros(len(kept), DOCUMENT_FIELDS)
     documents["row"] = kept
-    return UnitResult(
+    return ChunkResult(
         source="talk",
         file="t.jsonl",
         num_rows=len(set(kept)) + len(dropped) + skipped if rows is None else rows,
@@ -53,15 +53,15 @@ Count = Callable[..., SourceCounts]
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Count:
-    """Counts units as a build does: from their files."""
+    """Counts chunks as a build does: from their files."""
 
-    def counted(*results: UnitResult) -> SourceCounts:
+    def counted(*results: ChunkResult) -> SourceCounts:
         counts = SourceCounts()
         for item in results:
-            write_unit(tmp_path / "unit", item)
-            unit = UnitFile.open(tmp_path / "unit")
-            assert unit is not None
-            counts.add(unit)
+            write_chunk(tmp_path / "chunk", item)
+            chunk = ChunkFile.open(tmp_path / "chunk")
+            assert chunk is not None
+            counts.add(chunk)
         return counts
 
     return counted
@@ -86,7 +86,7 @@ def test_a_row_of_which_only_a_piece_is_dropped_is_kept(counted: Count) -> None:
 
 OK = [(number, Reason.NO_EXCHANGE) for number in range(1000)]
 DAMAGED = [(number, Reason.INVALID_JSON) for number in range(1000)]
-CHECKED: list[tuple[str, UnitResult, dict[str, Any], str | None]] = [
+CHECKED: list[tuple[str, ChunkResult, dict[str, Any], str | None]] = [
     ("all kept", result(list(range(10)), []), {}, None),
     ("half dropped", result(list(range(10)), OK[:10]), {}, None),
     ("more than half dropped", result(list(range(10)), OK[:11]), {}, "11 of 21 rows were dropped.*max_drop_share=0.5"),
@@ -116,7 +116,7 @@ CHECKED: list[tuple[str, UnitResult, dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("_", "item", "changes", "complaint"), CHECKED, ids=[name for name, *_ in CHECKED])
 def test_a_source_over_its_ceiling_is_refused(
-    _: str, item: UnitResult, changes: dict[str, Any], complaint: str | None, counted: Count
+    _: str, item: ChunkResult, changes: dict[str, Any], complaint: str | None, counted: Count
 ) -> None:
     source = replace(SOURCE, **changes)
     if complaint is None:
@@ -134,7 +134,7 @@ def test_a_source_over_its_ceiling_is_refused(
         (result([1], DAMAGED[:5]), "sources.talk.max_damaged_share=…"),
     ],
 )
-def test_the_hint_names_the_setting_that_allows_it(item: UnitResult, setting: str, counted: Count) -> None:
+def test_the_hint_names_the_setting_that_allows_it(item: ChunkResult, setting: str, counted: Count) -> None:
     with pytest.raises(DataError, match=setting):
         check("talk", SOURCE, counted(item))
 

@@ -1,4 +1,4 @@
-"""A unit's digest names all that its bytes depend on, and nothing else; a finished unit is used as far as that goes."""
+"""A chunk's digest names all that its bytes depend on, and nothing else; a finished one is used as far as that goes."""
 
 import json
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from sft.config import BuildConfig, SourceConfig
 from sft.data.build import fingerprint as inputs_module
 from sft.data.build import writer
 from sft.data.build.build import build, collect_inputs
-from sft.data.build.chunk import Unit, UnitResult, write_unit
+from sft.data.build.chunk import Chunk, ChunkResult, write_chunk
 from sft.data.build.fingerprint import Inputs
 from sft.data.build.worker import Ingredients, Worker
 
-OF_UNITS = {BuildConfig: inputs_module._SETTINGS_OF_UNITS, SourceConfig: inputs_module._SOURCE_OF_UNITS}
+OF_CHUNKS = {BuildConfig: inputs_module._SETTINGS_OF_CHUNKS, SourceConfig: inputs_module._SOURCE_OF_CHUNKS}
 BY_HASH = {"tokenizer", "evaluation_files"}
 """Settings that a digest knows by what the files hold."""
 OF_HEADER = {"tokenizer_backend", "tokenizer_check_share"}
-"""Settings that a unit's header answers for."""
+"""Settings that a chunk's header answers for."""
 QUESTION = "A ferry leaves the northern harbour every forty minutes; how many crossings does it make before noon?"
 ROWS: list[list[str]] = [
     ["How many apples?", "Four apples are left."],
@@ -43,20 +43,20 @@ def inputs(write_mixture: Callable[..., Any], tmp_path: Path) -> Inputs:
     return collect_inputs(config, raw.recipes)
 
 
-def unit_of_rows() -> Unit:
+def chunk_of_rows() -> Chunk:
     rows = [(number, json.dumps({"turns": turns}).encode()) for number, turns in enumerate(ROWS)]
-    return Unit("alpha", "alpha.jsonl", rows, "unit")
+    return Chunk("alpha", "alpha.jsonl", rows, "chunk")
 
 
-def unit_digest(inputs: Inputs) -> str:
-    return inputs.unit_digest("alpha", inputs.files["alpha"][0])
+def chunk_digest(inputs: Inputs) -> str:
+    return inputs.chunk_digest("alpha", inputs.files["alpha"][0])
 
 
-def unit_bytes(inputs: Inputs, folder: Path) -> bytes:
-    """The finished unit as it lies on disk, but for how much of it was compared with the reference."""
-    result = Worker(inputs.config, inputs.recipes, inputs.tokenizer).run(unit_of_rows())
-    write_unit(folder / "unit", replace(result, checked_share=1.0))
-    return (folder / "unit").read_bytes()
+def chunk_bytes(inputs: Inputs, folder: Path) -> bytes:
+    """The finished chunk as it lies on disk, but for how much of it was compared with the reference."""
+    result = Worker(inputs.config, inputs.recipes, inputs.tokenizer).run(chunk_of_rows())
+    write_chunk(folder / "chunk", replace(result, checked_share=1.0))
+    return (folder / "chunk").read_bytes()
 
 
 def other_value(owner: type[Any], name: str, value: Any) -> Any:
@@ -87,30 +87,30 @@ def with_other(inputs: Inputs, owner: type[Any], name: str) -> Inputs:
 
 
 FIELDS = [(owner, field.name) for owner in (BuildConfig, SourceConfig) for field in fields(owner)]
-IN_DIGEST = [(owner, name) for owner, name in FIELDS if name in OF_UNITS[owner]]
-ELSEWHERE = [(owner, name) for owner, name in FIELDS if name not in (*OF_UNITS[owner], *BY_HASH)]
+IN_DIGEST = [(owner, name) for owner, name in FIELDS if name in OF_CHUNKS[owner]]
+ELSEWHERE = [(owner, name) for owner, name in FIELDS if name not in (*OF_CHUNKS[owner], *BY_HASH)]
 
 
 def test_every_setting_of_units_is_one() -> None:
-    assert len(IN_DIGEST) == sum(map(len, OF_UNITS.values()))
+    assert len(IN_DIGEST) == sum(map(len, OF_CHUNKS.values()))
 
 
 @pytest.mark.parametrize(("owner", "name"), IN_DIGEST, ids=[f"{o.__name__}.{n}" for o, n in IN_DIGEST])
 def test_what_a_unit_depends_on_is_in_its_digest(owner: type[Any], name: str, inputs: Inputs) -> None:
-    assert unit_digest(with_other(inputs, owner, name)) != unit_digest(inputs)
+    assert chunk_digest(with_other(inputs, owner, name)) != chunk_digest(inputs)
 
 
 @pytest.mark.parametrize(("owner", "name"), ELSEWHERE, ids=[f"{o.__name__}.{n}" for o, n in ELSEWHERE])
 def test_any_other_setting_leaves_a_unit_as_it_is(owner: type[Any], name: str, inputs: Inputs, tmp_path: Path) -> None:
     changed = with_other(inputs, owner, name)
     assert changed.config != inputs.config
-    assert unit_digest(changed) == unit_digest(inputs)
-    assert unit_bytes(changed, tmp_path) == unit_bytes(inputs, tmp_path)
+    assert chunk_digest(changed) == chunk_digest(inputs)
+    assert chunk_bytes(changed, tmp_path) == chunk_bytes(inputs, tmp_path)
 
 
 def test_a_unit_is_another_one_if_nothing_is_searched_for_near_duplicates(inputs: Inputs) -> None:
     none = {name: replace(source, near_duplicates=None) for name, source in inputs.config.sources.items()}
-    assert unit_digest(replace(inputs, config=replace(inputs.config, sources=none))) != unit_digest(inputs)
+    assert chunk_digest(replace(inputs, config=replace(inputs.config, sources=none))) != chunk_digest(inputs)
 
 
 def edit_evaluation(inputs: Inputs) -> Inputs:
@@ -137,14 +137,14 @@ def edit_raw_file(inputs: Inputs) -> Inputs:
 
 @pytest.mark.parametrize("edit", [edit_evaluation, edit_recipe, edit_tokenizer, edit_raw_file])
 def test_another_file_is_another_unit(edit: Callable[[Inputs], Inputs], inputs: Inputs) -> None:
-    before = unit_digest(inputs)
-    assert unit_digest(edit(inputs)) != before
+    before = chunk_digest(inputs)
+    assert chunk_digest(edit(inputs)) != before
 
 
 def test_the_recipe_of_another_source_is_none_of_a_unit_s(inputs: Inputs) -> None:
-    before = unit_digest(inputs)
+    before = chunk_digest(inputs)
     (inputs.recipes / "beta" / "convert.py").open("a").write("\n")
-    assert unit_digest(replace(inputs)) == before
+    assert chunk_digest(replace(inputs)) == before
 
 
 # ------------------------------------------------------------------------------------------------ what a worker reads
@@ -178,13 +178,13 @@ def test_a_worker_reads_no_other_setting(inputs: Inputs, monkeypatch: pytest.Mon
     config = replace(inputs.config, tokenizer_backend="fastokens", sources={"alpha": source})
     expected = Ingredients.now(config, inputs.recipes, inputs.tokenizer)
     recorded: Any = Recording(replace(config, sources={"alpha": Recording(source, of_source)}), of_build)
-    result: UnitResult = Worker(recorded, inputs.recipes, None, expected).run(unit_of_rows())
+    result: ChunkResult = Worker(recorded, inputs.recipes, None, expected).run(chunk_of_rows())
     assert min(len(result.documents), len(result.bands), len(result.rejected)) > 0
-    assert of_build == {*OF_UNITS[BuildConfig], *BY_HASH, *OF_HEADER, "sources"}
-    assert of_source == {*OF_UNITS[SourceConfig], "near_duplicates"}
+    assert of_build == {*OF_CHUNKS[BuildConfig], *BY_HASH, *OF_HEADER, "sources"}
+    assert of_source == {*OF_CHUNKS[SourceConfig], "near_duplicates"}
 
 
-# ------------------------------------------------------------------------------------------------ finished units
+# ------------------------------------------------------------------------------------------------ finished chunks
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,6 @@ def test_a_finished_unit_serves_a_build_that_asks_for_no_more_comparison(
             build(raw.config(*settings(first)), raw.recipes)
     made: list[str] = []
     original = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit: made.append(unit.name) or original(self, unit))
+    monkeypatch.setattr(Worker, "run", lambda self, chunk: made.append(chunk.name) or original(self, chunk))
     build(raw.config(*settings(second)), raw.recipes)
-    assert len(made) == (13 if is_made_again else 0)  # of 60 and 25 rows in units of 7
+    assert len(made) == (13 if is_made_again else 0)  # of 60 and 25 rows in chunks of 7

@@ -1,4 +1,4 @@
-"""Finished units come in order, only the rows of a few are in memory at once, and none is made twice."""
+"""Finished chunks come in order, only the rows of a few are in memory at once, and none is made twice."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -11,18 +11,18 @@ import pytest
 
 from sft.config import BuildConfig
 from sft.data.build import pool
-from sft.data.build.chunk import DOCUMENT_FIELDS, Unit, UnitFile, UnitResult, write_unit
+from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkFile, ChunkResult, write_chunk
 from sft.data.dedup.minhash import NUM_BANDS
 from sft.errors import StorageError
 
 
-def result(unit: Unit, checked_share: float = 1.0) -> UnitResult:
+def result(chunk: Chunk, checked_share: float = 1.0) -> ChunkResult:
     """A result without documents."""
     empty = np.zeros(0, np.uint16)
     bands = np.zeros((0, NUM_BANDS), np.uint64)
-    return UnitResult(
-        unit.source,
-        unit.file,
+    return ChunkResult(
+        chunk.source,
+        chunk.file,
         0,
         0,
         0,
@@ -36,13 +36,13 @@ def result(unit: Unit, checked_share: float = 1.0) -> UnitResult:
     )
 
 
-def units(count: int) -> Iterator[Unit]:
+def chunks(count: int) -> Iterator[Chunk]:
     for number in range(count):
-        yield Unit("talks", f"file {number}", [], f"unit-{number}")
+        yield Chunk("talks", f"file {number}", [], f"chunk-{number}")
 
 
-def files(finished: Iterator[UnitFile]) -> list[str]:
-    return [unit.file for unit in finished]
+def files(finished: Iterator[ChunkFile]) -> list[str]:
+    return [chunk.file for chunk in finished]
 
 
 class LazyExecutor:
@@ -52,8 +52,8 @@ class LazyExecutor:
         self.submitted: list[str] = []
         self.waiting = self.most_waiting = 0
 
-    def submit(self, function: Any, unit: Unit, path: Path) -> Future[None]:
-        self.submitted.append(unit.file)
+    def submit(self, function: Any, chunk: Chunk, path: Path) -> Future[None]:
+        self.submitted.append(chunk.file)
         self.waiting += 1
         self.most_waiting = max(self.most_waiting, self.waiting)
         executor = self
@@ -61,7 +61,7 @@ class LazyExecutor:
         class Lazy(Future):  # type: ignore[type-arg]
             def result(self, _: float | None = None) -> None:
                 executor.waiting -= 1
-                function(unit, path)
+                function(chunk, path)
 
         return Lazy()
 
@@ -73,36 +73,36 @@ def config() -> BuildConfig:
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units are written without a worker."""
-    monkeypatch.setattr(pool, "_run", lambda unit, path: write_unit(path, result(unit)))
+    """Chunks are written without a worker."""
+    monkeypatch.setattr(pool, "_run", lambda chunk, path: write_chunk(path, result(chunk)))
 
 
 @pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 50])
 def test_finished_units_keep_the_order_and_rows_are_bounded(count: int, tmp_path: Path) -> None:
     executor = LazyExecutor()
-    finished = pool._in_order(executor, UnitFile.open, tmp_path, units(count), ahead=4)  # type: ignore[arg-type]
+    finished = pool._in_order(executor, ChunkFile.open, tmp_path, chunks(count), ahead=4)  # type: ignore[arg-type]
     assert files(finished) == [f"file {number}" for number in range(count)]
     assert executor.most_waiting <= 5
 
 
 @pytest.mark.usefixtures("no_work")
 def test_no_unit_is_read_before_a_finished_one_is_asked_for(tmp_path: Path) -> None:
-    source = units(50)
-    finished = pool._in_order(LazyExecutor(), UnitFile.open, tmp_path, source, ahead=4)  # type: ignore[arg-type]
+    source = chunks(50)
+    finished = pool._in_order(LazyExecutor(), ChunkFile.open, tmp_path, source, ahead=4)  # type: ignore[arg-type]
     assert next(finished).file == "file 0"
     assert next(source).file == "file 5"
 
 
 @pytest.mark.usefixtures("no_work")
 def test_a_unit_that_is_finished_is_not_made_again(tmp_path: Path) -> None:
-    for unit in units(6):
-        if unit.name != "unit-3":
-            write_unit(tmp_path / unit.name, result(unit))
-    damaged = tmp_path / "unit-5"
+    for chunk in chunks(6):
+        if chunk.name != "chunk-3":
+            write_chunk(tmp_path / chunk.name, result(chunk))
+    damaged = tmp_path / "chunk-5"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     executor = LazyExecutor()
-    finished = pool._in_order(executor, UnitFile.open, tmp_path, units(6), ahead=4)  # type: ignore[arg-type]
+    finished = pool._in_order(executor, ChunkFile.open, tmp_path, chunks(6), ahead=4)  # type: ignore[arg-type]
     assert files(finished) == [f"file {number}" for number in range(6)]
     assert executor.submitted == ["file 3", "file 5"]
 
@@ -125,17 +125,17 @@ def test_a_unit_of_which_less_was_compared_than_is_asked_for_is_made_again(
     config: BuildConfig,
     tmp_path: Path,
 ) -> None:
-    for unit, checked in zip(units(4), (0.0, 0.2, 0.5, 1.0), strict=True):
-        write_unit(tmp_path / unit.name, result(unit, checked))
+    for chunk, checked in zip(chunks(4), (0.0, 0.2, 0.5, 1.0), strict=True):
+        write_chunk(tmp_path / chunk.name, result(chunk, checked))
     wanted = replace(config, workers=2, tokenizer_backend=backend, tokenizer_check_share=share)
-    assert files(pool.run_units(wanted, Path("recipes"), tmp_path, units(4))) == [f"file {n}" for n in range(4)]
+    assert files(pool.run_chunks(wanted, Path("recipes"), tmp_path, chunks(4))) == [f"file {n}" for n in range(4)]
     assert pools[0].submitted == [f"file {n}" for n in range(made_again)]
 
 
 def test_what_the_disk_garbled_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pool, "_run", lambda _, path: path.write_bytes(b"garbled"))
-    finished = pool._in_order(LazyExecutor(), UnitFile.open, tmp_path, units(3), ahead=4)  # type: ignore[arg-type]
-    with pytest.raises(StorageError, match="unit-0: reads back other than it was written"):
+    finished = pool._in_order(LazyExecutor(), ChunkFile.open, tmp_path, chunks(3), ahead=4)  # type: ignore[arg-type]
+    with pytest.raises(StorageError, match="chunk-0: reads back other than it was written"):
         next(finished)
 
 
@@ -161,7 +161,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[CountingPool]:
         return made[-1]
 
     monkeypatch.setattr(pool, "ProcessPoolExecutor", start)
-    monkeypatch.setattr(pool, "_run", lambda unit, path: write_unit(path, result(unit)))
+    monkeypatch.setattr(pool, "_run", lambda chunk, path: write_chunk(path, result(chunk)))
     return made
 
 
@@ -176,7 +176,7 @@ def test_as_many_processes_start_as_were_asked_for(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    finished = pool.run_units(replace(config, workers=workers), Path("recipes"), tmp_path, units(40))
+    finished = pool.run_chunks(replace(config, workers=workers), Path("recipes"), tmp_path, chunks(40))
     assert files(finished) == [f"file {number}" for number in range(40)]
     (only,) = pools
     assert only.num_workers == started
@@ -205,18 +205,18 @@ def test_one_worker_is_this_process(
     class Here:
         def __init__(self, *_: Any) -> None: ...
 
-        def run(self, unit: Unit) -> UnitResult:
-            run.append(unit.file)
-            return result(unit)
+        def run(self, chunk: Chunk) -> ChunkResult:
+            run.append(chunk.file)
+            return result(chunk)
 
     monkeypatch.setattr(pool, "Worker", Here)
     monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    finished = pool.run_units(replace(config, workers=workers), Path("recipes"), tmp_path, units(3))
+    finished = pool.run_chunks(replace(config, workers=workers), Path("recipes"), tmp_path, chunks(3))
     assert files(finished) == ["file 0", "file 1", "file 2"]
     assert pools == []
-    (tmp_path / "unit-1").unlink()
+    (tmp_path / "chunk-1").unlink()
     run.clear()
-    again = pool.run_units(replace(config, workers=workers), Path("recipes"), tmp_path, units(3))
+    again = pool.run_chunks(replace(config, workers=workers), Path("recipes"), tmp_path, chunks(3))
     assert files(again) == ["file 0", "file 1", "file 2"]
     assert run == ["file 1"]
 
@@ -224,7 +224,7 @@ def test_one_worker_is_this_process(
 def test_a_reader_that_stops_early_stops_the_processes(
     pools: list[CountingPool], config: BuildConfig, tmp_path: Path
 ) -> None:
-    finished = pool.run_units(replace(config, workers=2), Path("recipes"), tmp_path, units(40))
+    finished = pool.run_chunks(replace(config, workers=2), Path("recipes"), tmp_path, chunks(40))
     next(finished)
     finished.close()
     assert pools[0].end == {"wait": True, "cancel_futures": True}
@@ -233,4 +233,4 @@ def test_a_reader_that_stops_early_stops_the_processes(
 def test_a_worker_that_was_never_started_is_a_bug_not_a_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pool, "_load", None)
     with pytest.raises(RuntimeError, match="did not start"):
-        pool._run(Unit("talks", "file", [], "unit-0"), tmp_path / "unit-0")
+        pool._run(Chunk("talks", "file", [], "chunk-0"), tmp_path / "chunk-0")

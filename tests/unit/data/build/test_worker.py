@@ -1,4 +1,4 @@
-"""A unit of raw rows becomes documents; every row is a document, a skipped row or a rejected one."""
+"""A chunk of raw rows becomes documents; every row is a document, a skipped row or a rejected one."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from sft.chat.conversation import Conversation, Message, Reason
 from sft.chat.encode import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import BuildConfig
-from sft.data.build.chunk import DOCUMENT_FIELDS, Unit, UnitResult
+from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkResult
 from sft.data.build.worker import Worker, layout, needs_signatures, system_text
 from sft.data.dedup.minhash import NUM_BANDS, signature
 
@@ -46,18 +46,18 @@ def config(write_mixture: Callable[..., Any]) -> BuildConfig:
 
 
 @pytest.fixture
-def run(config: BuildConfig, tmp_path: Path) -> Callable[..., UnitResult]:
+def run(config: BuildConfig, tmp_path: Path) -> Callable[..., ChunkResult]:
     """Runs rows of the source `talks` with some of its settings replaced."""
 
-    def run(rows: list[tuple[int, Any]], file: str = "talks.jsonl", **changes: Any) -> UnitResult:
+    def run(rows: list[tuple[int, Any]], file: str = "talks.jsonl", **changes: Any) -> ChunkResult:
         source = replace(config.sources["talks"], **changes)
         worker = Worker(replace(config, sources={"talks": source}), tmp_path / "recipes")
-        return worker.run(Unit("talks", file, rows, "unit"))
+        return worker.run(Chunk("talks", file, rows, "chunk"))
 
     return run
 
 
-def test_every_row_is_kept_or_rejected_with_its_reason(run: Callable[..., UnitResult]) -> None:
+def test_every_row_is_kept_or_rejected_with_its_reason(run: Callable[..., ChunkResult]) -> None:
     result = run(ROWS)
     assert (result.source, result.file, result.num_rows, result.num_skipped) == ("talks", "talks.jsonl", 10, 0)
     assert [(item.row, item.piece, item.reason) for item in result.rejected] == [
@@ -79,7 +79,7 @@ def test_every_row_is_kept_or_rejected_with_its_reason(run: Callable[..., UnitRe
 
 
 def test_a_piece_knows_which_exchange_of_its_conversation_it_begins_with(
-    run: Callable[..., UnitResult], tokenizer: ChatTokenizer
+    run: Callable[..., ChunkResult], tokenizer: ChatTokenizer
 ) -> None:
     short = [text for number in range(20) for text in (f"q{number}", "yes")]
     result = run([(9, row(*short)), ROWS[-1]])
@@ -95,7 +95,7 @@ def test_a_piece_knows_which_exchange_of_its_conversation_it_begins_with(
     assert 3 < len(firsts) < 20
 
 
-def test_pieces_of_a_conversation_share_its_digests(run: Callable[..., UnitResult]) -> None:
+def test_pieces_of_a_conversation_share_its_digests(run: Callable[..., ChunkResult]) -> None:
     documents = run([*ROWS, (12, row("x", "another answer"))]).documents
     same = documents[documents["row"] == 11]
     assert len(set(same["digest"].tolist())) == len(set(same["group"].tolist())) == 1 < len(same)
@@ -104,7 +104,7 @@ def test_pieces_of_a_conversation_share_its_digests(run: Callable[..., UnitResul
     assert len(set(documents["group"].tolist())) == 3
 
 
-def test_documents_lie_end_to_end_in_row_order(run: Callable[..., UnitResult], tokenizer: ChatTokenizer) -> None:
+def test_documents_lie_end_to_end_in_row_order(run: Callable[..., ChunkResult], tokenizer: ChatTokenizer) -> None:
     result = run(ROWS)
     ends = np.cumsum(result.documents["num_tokens"])
     assert ends[-1] == len(result.ids) == len(result.loss_mask)
@@ -122,14 +122,14 @@ def test_documents_lie_end_to_end_in_row_order(run: Callable[..., UnitResult], t
 
 def test_a_conversation_of_very_many_exchanges_stops_no_build(config: BuildConfig, tmp_path: Path) -> None:
     rows = [(0, row(*["a", "b"] * 70_000)), (1, row(*WORDS))]
-    result = Worker(replace(config, seq_len=4096), tmp_path / "recipes").run(Unit("talks", "t.jsonl", rows, "unit"))
+    result = Worker(replace(config, seq_len=4096), tmp_path / "recipes").run(Chunk("talks", "t.jsonl", rows, "chunk"))
     documents = result.documents[result.documents["row"] == 0]
     assert len(documents) > 60 or [item.row for item in result.rejected] == [0]
     assert (np.diff(documents["first_turn"].astype(np.int64)) > 0).all()
     assert result.documents["row"][-1] == 1
 
 
-def test_an_excerpt_of_a_rejected_row_is_kept(run: Callable[..., UnitResult]) -> None:
+def test_an_excerpt_of_a_rejected_row_is_kept(run: Callable[..., ChunkResult]) -> None:
     found = {item.row: item.excerpt for item in run(ROWS).rejected}
     assert found[2] == '{"turns": '
     assert found[4] == '{"turns": ["a", "\ufffd"]}'
@@ -137,7 +137,9 @@ def test_an_excerpt_of_a_rejected_row_is_kept(run: Callable[..., UnitResult]) ->
     assert found[11] == "x"
 
 
-def test_a_long_exchange_is_cut_if_the_recipe_says_so(run: Callable[..., UnitResult], tokenizer: ChatTokenizer) -> None:
+def test_a_long_exchange_is_cut_if_the_recipe_says_so(
+    run: Callable[..., ChunkResult], tokenizer: ChatTokenizer
+) -> None:
     result = run([(3, row("a", "word " * 200))], too_long="truncate")
     assert (result.num_truncated, len(result.ids), result.rejected) == (1, SEQ_LEN, [])
     assert result.ids[-1] != tokenizer.end_id
@@ -148,7 +150,7 @@ def test_a_row_of_more_bytes_than_allowed_is_rejected_unread(config: BuildConfig
     limited = Worker(replace(config, max_row_bytes=60), tmp_path / "recipes")
     largest = row("q", "a" * 40)
     assert len(largest) == 60
-    result = limited.run(Unit("talks", "t.jsonl", [(0, largest), (1, largest + b" "), (2, b"{" * 61)], "unit"))
+    result = limited.run(Chunk("talks", "t.jsonl", [(0, largest), (1, largest + b" "), (2, b"{" * 61)], "chunk"))
     assert result.documents["row"].tolist() == [0]
     assert [(item.row, item.reason) for item in result.rejected] == [
         (1, Reason.ROW_TOO_LARGE),
@@ -156,7 +158,7 @@ def test_a_row_of_more_bytes_than_allowed_is_rejected_unread(config: BuildConfig
     ]
 
 
-def test_rows_in_another_language_are_rejected(run: Callable[..., UnitResult]) -> None:
+def test_rows_in_another_language_are_rejected(run: Callable[..., ChunkResult]) -> None:
     german = row("Wie ziehe ich Tomaten auf dem Balkon?", "Wähle einen sonnigen Platz und gieße jeden Morgen.")
     english = row("How do I grow tomatoes on a balcony?", "Choose a sunny place and water them every morning.")
     result = run([(0, german), (1, english)], language="en", too_long="truncate")
@@ -165,7 +167,7 @@ def test_rows_in_another_language_are_rejected(run: Callable[..., UnitResult]) -
     ]
 
 
-def test_a_unit_without_rows_or_documents_is_empty(run: Callable[..., UnitResult]) -> None:
+def test_a_unit_without_rows_or_documents_is_empty(run: Callable[..., ChunkResult]) -> None:
     for rows in ([], [(0, b"")]):
         result = run(rows)
         assert (result.num_rows, len(result.ids), len(result.loss_mask), len(result.documents)) == (len(rows), 0, 0, 0)
@@ -173,7 +175,7 @@ def test_a_unit_without_rows_or_documents_is_empty(run: Callable[..., UnitResult
         assert (result.documents.dtype, result.bands.shape) == (DOCUMENT_FIELDS, (0, NUM_BANDS))
 
 
-def test_how_rows_are_cut_into_units_does_not_matter(run: Callable[..., UnitResult]) -> None:
+def test_how_rows_are_cut_into_units_does_not_matter(run: Callable[..., ChunkResult]) -> None:
     whole, parts = run(ROWS), [run(ROWS[:3]), run(ROWS[3:9]), run(ROWS[9:])]
     assert whole.ids.tolist() == [token for part in parts for token in part.ids.tolist()]
     assert whole.documents.tolist() == [record for part in parts for record in part.documents.tolist()]
@@ -183,7 +185,7 @@ def test_how_rows_are_cut_into_units_does_not_matter(run: Callable[..., UnitResu
 # ------------------------------------------------------------------------------------------------ stages
 
 
-def test_what_a_stage_changed_is_counted(run: Callable[..., UnitResult], tokenizer: ChatTokenizer) -> None:
+def test_what_a_stage_changed_is_counted(run: Callable[..., ChunkResult], tokenizer: ChatTokenizer) -> None:
     garbled = "Grüße aus Köln, ça va?".encode().decode("latin-1")
     result = run([(0, row("How are you?", garbled)), (1, row(*WORDS))])
     assert result.changed == {"repair": 1}
@@ -194,7 +196,7 @@ def test_what_a_stage_changed_is_counted(run: Callable[..., UnitResult], tokeniz
 
 
 def test_every_conversation_that_has_documents_is_signed_if_near_duplicates_are_searched(
-    run: Callable[..., UnitResult],
+    run: Callable[..., ChunkResult],
 ) -> None:
     assert run(ROWS).bands.shape == (0, NUM_BANDS)
     result = run(ROWS, near_duplicates=0.8)
@@ -215,7 +217,7 @@ def test_one_source_that_is_searched_has_all_signed(config: BuildConfig) -> None
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
-def test_a_share_of_the_rows_is_used(weight: float, run: Callable[..., UnitResult]) -> None:
+def test_a_share_of_the_rows_is_used(weight: float, run: Callable[..., ChunkResult]) -> None:
     rows = distinct_rows(2000)
     result = run(rows, weight=weight)
     assert result.num_skipped + len(result.documents) == 2000
@@ -223,13 +225,13 @@ def test_a_share_of_the_rows_is_used(weight: float, run: Callable[..., UnitResul
     assert run(rows, weight=weight).documents["row"].tolist() == result.documents["row"].tolist()
 
 
-def test_a_smaller_share_is_part_of_a_larger_one(run: Callable[..., UnitResult]) -> None:
+def test_a_smaller_share_is_part_of_a_larger_one(run: Callable[..., ChunkResult]) -> None:
     rows = distinct_rows(300)
     small, large = (set(run(rows, weight=weight).documents["row"].tolist()) for weight in (0.2, 0.6))
     assert small < large
 
 
-def test_the_chosen_rows_are_a_matter_of_their_content_alone(run: Callable[..., UnitResult]) -> None:
+def test_the_chosen_rows_are_a_matter_of_their_content_alone(run: Callable[..., ChunkResult]) -> None:
     rows = distinct_rows(100)
     moved = [(number + 7, content) for number, content in rows]
     first = run(rows, file="a.json", weight=0.5).documents["row"]
@@ -237,7 +239,7 @@ def test_the_chosen_rows_are_a_matter_of_their_content_alone(run: Callable[..., 
     assert (second - first).tolist() == [7] * len(first)
 
 
-def test_the_chosen_rows_never_change(run: Callable[..., UnitResult]) -> None:
+def test_the_chosen_rows_never_change(run: Callable[..., ChunkResult]) -> None:
     rows = distinct_rows(40)
     wanted = [number for number, content in rows if question_key(content) < 2**62]
     assert 0 < len(wanted) < 40
@@ -249,7 +251,7 @@ def test_another_seed_chooses_other_rows(config: BuildConfig, tmp_path: Path) ->
     first, second = (
         set(
             Worker(replace(config, seed=seed, sources=source), tmp_path / "recipes")
-            .run(Unit("talks", "t.jsonl", distinct_rows(400), "unit"))
+            .run(Chunk("talks", "t.jsonl", distinct_rows(400), "chunk"))
             .documents["row"]
             .tolist()
         )
@@ -258,14 +260,14 @@ def test_another_seed_chooses_other_rows(config: BuildConfig, tmp_path: Path) ->
     assert 60 < len(first & second) < 140  # 100 by chance
 
 
-def test_rows_that_open_alike_are_chosen_together(run: Callable[..., UnitResult]) -> None:
+def test_rows_that_open_alike_are_chosen_together(run: Callable[..., ChunkResult]) -> None:
     rows = [(2 * n + k, row(f"{WORDS[0]} {n}", f"answer {k}")) for n in range(50) for k in (0, 1)]
     found = run(rows, weight=0.5).documents["row"]
     assert 20 < len(found) < 80
     assert found[::2].tolist() == (found[1::2] - 1).tolist()
 
 
-def test_an_unreadable_row_is_told_whatever_the_weight(run: Callable[..., UnitResult]) -> None:
+def test_an_unreadable_row_is_told_whatever_the_weight(run: Callable[..., ChunkResult]) -> None:
     result = run([(number, b"broken") for number in range(100)], weight=0.3)
     assert (result.num_skipped, len(result.rejected)) == (0, 100)
 
@@ -323,7 +325,7 @@ BROKEN_RECIPES = {
 
 
 @pytest.mark.parametrize("code", BROKEN_RECIPES.values(), ids=BROKEN_RECIPES)
-def test_a_recipe_that_fails_is_named_with_its_row(code: str, run: Callable[..., UnitResult], tmp_path: Path) -> None:
+def test_a_recipe_that_fails_is_named_with_its_row(code: str, run: Callable[..., ChunkResult], tmp_path: Path) -> None:
     (tmp_path / "recipes" / "talks" / "convert.py").write_text(code)
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run([(17, row(*WORDS))])

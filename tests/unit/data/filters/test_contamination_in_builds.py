@@ -35,8 +35,8 @@ def dropped(shards: Shards) -> set[tuple[str, int]]:
 
 @pytest.fixture
 def raw(write_mixture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Two sources of 20 rows in units of 7; a row of each, in another turn, quotes 13 words of the question."""
-    monkeypatch.setattr(build_module, "ROWS_PER_UNIT", 7)
+    """Two sources of 20 rows in chunks of 7; a row of each, in another turn, quotes 13 words of the question."""
+    monkeypatch.setattr(build_module, "ROWS_PER_CHUNK", 7)
     sources = {name: [[f"{name} {number}?", f"answer {number}"] for number in range(20)] for name in ROWS}
     sources["zeta"][5] = [f"Tell me: {SHARED.upper()} or not?", "many"]
     sources["alpha"][11] = ["What was the text?", f"It was: {SHARED}."]
@@ -157,7 +157,7 @@ def test_an_evaluation_file_of_no_use_is_told_before_any_unit(
     def start(*_: Any, **__: Any) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(build_module, "run_units", start)
+    monkeypatch.setattr(build_module, "run_chunks", start)
     bad = quiz.with_name("bad.jsonl")
     if text is not None:
         bad.write_text(text)

@@ -8,7 +8,7 @@ import pytest
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build.build import build
-from sft.data.build.corpus import Place
+from sft.data.build.corpus import RowId
 from sft.data.inspect.lineage import parse_place, raw_row, row_fate, rows_of_packs, spans, token_origin
 from sft.data.shards import Shards
 from sft.errors import ConfigError
@@ -58,7 +58,7 @@ def test_the_rows_of_packs_come_in_the_order_asked_for(shards: Shards) -> None:
 def test_every_token_of_a_row_leads_back_to_its_turn(shards: Shards) -> None:
     """The pieces of a long conversation, read token by token, give its turns in order."""
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
-    fate = row_fate(shards, Place("talks", "talks.jsonl", 0))
+    fate = row_fate(shards, RowId("talks", "talks.jsonl", 0))
     assert len(fate.doc_ids) > 1
     texts: dict[tuple[str, int | None], bytes] = {}
     for span in fate.spans:
@@ -88,7 +88,7 @@ def test_the_window_does_not_reach_into_another_document(shards: Shards) -> None
 def test_every_row_is_accounted_for(shards: Shards) -> None:
     for name, num_rows in (("talks", 32), ("others", 13)):
         for row in range(num_rows):
-            fate = row_fate(shards, Place(name, f"{name}.jsonl", row))
+            fate = row_fate(shards, RowId(name, f"{name}.jsonl", row))
             assert bool(fate.doc_ids) is not bool(fate.dropped)
             assert len(fate.spans) == int(shards.documents.uses[fate.doc_ids].sum())
             assert not fate.is_left_out
@@ -97,21 +97,21 @@ def test_every_row_is_accounted_for(shards: Shards) -> None:
 @pytest.mark.parametrize("row", [32, 10**12])
 def test_a_row_that_is_not_there_is_refused(row: int, shards: Shards) -> None:
     with pytest.raises(ConfigError, match=f"the build read no row {row} of talks.jsonl") as caught:
-        row_fate(shards, Place("talks", "talks.jsonl", row))
+        row_fate(shards, RowId("talks", "talks.jsonl", row))
     assert "the last one that was read is 31" in str(caught.value)
 
 
 def test_a_row_that_may_not_be_there_is_not_promised(raw: Any) -> None:
     shards = build(raw.config("sources.talks.weight=0.5"), raw.recipes)
     last = int(shards.documents.row[shards.documents.source == shards.documents.sources.index("talks")].max())
-    assert not row_fate(shards, Place("talks", "talks.jsonl", last + 100)).is_known
-    between = next(n for n in range(2, last) if row_fate(shards, Place("talks", "talks.jsonl", n)).is_left_out)
-    assert row_fate(shards, Place("talks", "talks.jsonl", between)).is_known
+    assert not row_fate(shards, RowId("talks", "talks.jsonl", last + 100)).is_known
+    between = next(n for n in range(2, last) if row_fate(shards, RowId("talks", "talks.jsonl", n)).is_left_out)
+    assert row_fate(shards, RowId("talks", "talks.jsonl", between)).is_known
 
 
 @pytest.mark.parametrize("text", ["talks:7", "talks:talks.jsonl:7"])
 def test_a_row_has_a_short_and_a_long_name(text: str, shards: Shards) -> None:
-    assert parse_place(shards, text) == Place("talks", "talks.jsonl", 7)
+    assert parse_place(shards, text) == RowId("talks", "talks.jsonl", 7)
 
 
 def test_the_end_of_a_path_names_a_file_if_no_other_ends_so(shards: Shards) -> None:
@@ -143,8 +143,8 @@ def test_nonsense_is_refused_by_name(text: str, message: str, shards: Shards) ->
 
 
 def test_the_raw_row_is_read_from_the_file_that_was_built_from(raw: Any, shards: Shards) -> None:
-    assert raw_row(shards, Place("talks", "talks.jsonl", 1), raw.sources_dir) == '{"turns": ["only a question"]}'
+    assert raw_row(shards, RowId("talks", "talks.jsonl", 1), raw.sources_dir) == '{"turns": ["only a question"]}'
     with pytest.raises(ConfigError, match="has no row 99"):
-        raw_row(shards, Place("talks", "talks.jsonl", 99), raw.sources_dir)
+        raw_row(shards, RowId("talks", "talks.jsonl", 99), raw.sources_dir)
     with pytest.raises(ConfigError, match="no such raw file"):
-        raw_row(shards, Place("talks", "talks.jsonl", 1), raw.sources_dir / "elsewhere")
+        raw_row(shards, RowId("talks", "talks.jsonl", 1), raw.sources_dir / "elsewhere")

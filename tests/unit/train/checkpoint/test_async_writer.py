@@ -15,15 +15,15 @@ from sft.model.neox.model import NeoX
 from sft.train.checkpoint import async_writer
 from sft.train.checkpoint.async_writer import BUSY, IDLE, WRITTEN, Saver
 from sft.train.checkpoint.store import checkpoint_path, damage, published
-from sft.train.distributed.ranks import ALONE, Peers
-from sft.train.engine.base import Piece
+from sft.train.distributed.ranks import SINGLE, RankGroup
+from sft.train.engine.base import TensorSlice
 from tests.support.ranks import run_ranks
 
 SHAPE = ModelConfig(vocab_size=8, hidden_size=4, num_layers=1, num_heads=1, intermediate_size=4, rotary_pct=0.5)
 
 
-def pieces_of(weights: dict[str, torch.Tensor]) -> list[Piece]:
-    return [Piece("weight", name, 0, tensor, is_whole=True) for name, tensor in weights.items()]
+def pieces_of(weights: dict[str, torch.Tensor]) -> list[TensorSlice]:
+    return [TensorSlice("weight", name, 0, tensor, is_whole=True) for name, tensor in weights.items()]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def write_rest(folder: Path) -> list[Path]:
 def test_a_checkpoint_holds_the_weights_of_the_moment_that_it_was_begun(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    saver = Saver(tmp_path, ALONE, SHAPE)
+    saver = Saver(tmp_path, SINGLE, SHAPE)
     assert saver.status == IDLE
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.before_update()
@@ -58,14 +58,14 @@ def test_an_update_waits_for_the_copy_but_not_for_the_disk(
     weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = threading.Event()
-    original = async_writer.write_pieces
+    original = async_writer.write_slices
 
     def slow(*arguments: Any) -> Any:
         disk.wait(30)
         return original(*arguments)
 
-    monkeypatch.setattr(async_writer, "write_pieces", slow)
-    saver = Saver(tmp_path, ALONE, SHAPE)
+    monkeypatch.setattr(async_writer, "write_slices", slow)
+    saver = Saver(tmp_path, SINGLE, SHAPE)
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.before_update()
     assert saver.status == BUSY
@@ -82,8 +82,8 @@ def test_a_failed_write_names_the_checkpoint_and_leaves_nothing(
     def refuse(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(async_writer, "write_pieces", refuse)
-    saver = Saver(tmp_path, ALONE, SHAPE)
+    monkeypatch.setattr(async_writer, "write_slices", refuse)
+    saver = Saver(tmp_path, SINGLE, SHAPE)
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.before_update()  # does not hang
     saver.wait()
@@ -100,8 +100,8 @@ def test_a_writer_that_dies_of_anything_publishes_nothing(
     def die(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(async_writer, "write_pieces", die)
-    saver = Saver(tmp_path, ALONE, SHAPE)
+    monkeypatch.setattr(async_writer, "write_slices", die)
+    saver = Saver(tmp_path, SINGLE, SHAPE)
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.wait()
     with pytest.raises(StorageError, match="its writer ended early"):
@@ -109,15 +109,15 @@ def test_a_writer_that_dies_of_anything_publishes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def save_in_parts(peers: Peers, checkpoints: str, failing: int | None) -> Any:
+def save_in_parts(ranks: RankGroup, checkpoints: str, failing: int | None) -> Any:
     def refuse(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    if peers.rank == failing:
-        async_writer.write_pieces = refuse
+    if ranks.rank == failing:
+        async_writer.write_slices = refuse
     parameter = torch.arange(10.0)
-    mine = Piece("weight", "w", 5 * peers.rank, parameter[5 * peers.rank :][:5], is_whole=False)
-    saver = Saver(Path(checkpoints), peers, SHAPE)
+    mine = TensorSlice("weight", "w", 5 * ranks.rank, parameter[5 * ranks.rank :][:5], is_whole=False)
+    saver = Saver(Path(checkpoints), ranks, SHAPE)
     saver.begin(3, 0, [mine], write_rest)
     saver.wait()
     try:

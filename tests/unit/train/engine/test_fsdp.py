@@ -14,9 +14,9 @@ from sft.data.batches.sampler import Order
 from sft.data.shards import Shards
 from sft.model.neox.model import NeoX
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
-from sft.train.checkpoint.tensors import StoredPieces, write_pieces
+from sft.train.checkpoint.tensors import StoredSlices, write_slices
 from sft.train.distributed.rank_batches import shared_batches
-from sft.train.distributed.ranks import Peers
+from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.fsdp import make_mesh
 from sft.train.engine.native import TorchEngine
 from tests.support.ranks import run_ranks
@@ -41,13 +41,13 @@ def make_engine(config: TrainConfig, shards: Shards, size: int) -> TorchEngine:
     return engine
 
 
-def take_steps(peers: Peers, engine: TorchEngine, config: TrainConfig, shards: Shards, steps: range) -> list[float]:
+def take_steps(ranks: RankGroup, engine: TorchEngine, config: TrainConfig, shards: Shards, steps: range) -> list[float]:
     """The losses of these steps."""
     split, losses = shards.split("train"), []
     order = Order(len(split), config.batch_packs, 50, config.seed)
     for step in steps:
         packs = order.batch(step)
-        batches = list(shared_batches(split, packs, config.micro_batch_packs, peers))
+        batches = list(shared_batches(split, packs, config.micro_batch_packs, ranks))
         num_supervised = int(split.num_supervised_N[packs].sum())
         for number, batch in enumerate(batches):
             engine.forward_backward(batch, num_supervised, is_last=number == len(batches) - 1)
@@ -55,24 +55,26 @@ def take_steps(peers: Peers, engine: TorchEngine, config: TrainConfig, shards: S
     return losses
 
 
-def run(peers: Peers, config: TrainConfig, shards_folder: str, out: str, steps: list[int], before: str | None) -> Any:
+def run(
+    ranks: RankGroup, config: TrainConfig, shards_folder: str, out: str, steps: list[int], before: str | None
+) -> Any:
     """Train, from the start or on from what `before` holds, and save."""
     shards = Shards.open(Path(shards_folder))
-    engine = make_engine(config, shards, peers.size)
+    engine = make_engine(config, shards, ranks.size)
     shape: ModelConfig = engine.model.config
     if before:
         shapes = {name: parameter.shape for name, parameter in NeoX(shape).named_parameters()}
         state = {"num_updates": steps[0], "loss_scale": {"value": 1.0, "num_good": 0}}
-        engine.restore(StoredPieces(Path(before), shapes), state)
-    losses = take_steps(peers, engine, config, shards, range(*steps))
-    write_pieces(engine.pieces(), shape, Path(out), peers.rank, peers.size)
-    peers.barrier()
+        engine.restore(StoredSlices(Path(before), shapes), state)
+    losses = take_steps(ranks, engine, config, shards, range(*steps))
+    write_slices(engine.slices(), shape, Path(out), ranks.rank, ranks.size)
+    ranks.barrier()
     return losses
 
 
 def weights(folder: Path, shape: ModelConfig) -> dict[str, torch.Tensor]:
     shapes = {name: parameter.shape for name, parameter in NeoX(shape).named_parameters()}
-    stored = StoredPieces(folder, shapes)
+    stored = StoredSlices(folder, shapes)
     return {
         f"{name}.{kind}": stored.flat(kind, name, 0, size.numel())
         for name, size in shapes.items()
@@ -150,20 +152,20 @@ def spoil_gradient(_module: Any, _inputs: Any, hidden_TD: torch.Tensor) -> None:
     hidden_TD.register_hook(lambda gradient: gradient * math.inf)
 
 
-def spoil(peers: Peers, config: TrainConfig, shards_folder: str, where: str) -> Any:
+def spoil(ranks: RankGroup, config: TrainConfig, shards_folder: str, where: str) -> Any:
     """One process meets a number that is none: did anybody's weights, moments or loss scale change?"""
     shards = Shards.open(Path(shards_folder))
-    engine = make_engine(config, shards, peers.size)
-    take_steps(peers, engine, config, shards, range(2))
-    before = {(piece.kind, piece.name): piece.tensor.clone() for piece in engine.pieces()}
+    engine = make_engine(config, shards, ranks.size)
+    take_steps(ranks, engine, config, shards, range(2))
+    before = {(piece.kind, piece.name): piece.tensor.clone() for piece in engine.slices()}
     original = engine._objective.forward
-    if peers.rank == 1:
+    if ranks.rank == 1:
         if where == "loss":
             engine._objective.forward = lambda *batch, **more: original(*batch, **more) * math.nan  # type: ignore[method-assign]
         else:
             engine.model.register_forward_hook(spoil_gradient)
-    (loss,) = take_steps(peers, engine, config, shards, range(2, 3))
-    same = all(torch.equal(piece.tensor, before[piece.kind, piece.name]) for piece in engine.pieces())
+    (loss,) = take_steps(ranks, engine, config, shards, range(2, 3))
+    same = all(torch.equal(piece.tensor, before[piece.kind, piece.name]) for piece in engine.slices())
     return [same, math.isfinite(loss), engine.state()["num_updates"]]
 
 

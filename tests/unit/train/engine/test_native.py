@@ -12,7 +12,7 @@ from sft.data.batches.batch import IGNORE, micro_batches
 from sft.data.shards import Shards, Split
 from sft.model.attention import Documents
 from sft.model.lora import is_adapter
-from sft.train.checkpoint.tensors import StoredPieces, write_pieces
+from sft.train.checkpoint.tensors import StoredSlices, write_slices
 from sft.train.engine.native import TorchEngine
 from tests.support.models import make_engine
 
@@ -192,11 +192,11 @@ def test_restored_engine_takes_the_same_next_step(
     engine, split = make_engine(config, shards), shards.split("train")
     accumulate(engine, split, 2)
     engine.step(1e-3)
-    write_pieces(engine.pieces(), engine.model.config, tmp_path, rank=0, size=1)
+    write_slices(engine.slices(), engine.model.config, tmp_path, rank=0, size=1)
     saved = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = make_engine(replace(config, seed=9), shards)
     shapes = {name: parameter.shape for name, parameter in engine.model.named_parameters()}
-    other.restore(StoredPieces(tmp_path, shapes), json.loads(json.dumps(engine.state())))
+    other.restore(StoredSlices(tmp_path, shapes), json.loads(json.dumps(engine.state())))
     for each in (engine, other):
         accumulate(each, split, 2)
     assert engine.step(1e-3) == other.step(1e-3)
@@ -209,7 +209,7 @@ def test_checkpoint_size_is_known_before_it_is_written(tiny_config: MakeConfig, 
     engine = make_engine(tiny_config(), shards)
     accumulate(engine, shards.split("train"), 2)
     engine.step(1e-3)
-    write_pieces(engine.pieces(), engine.model.config, tmp_path, rank=0, size=1)
+    write_slices(engine.slices(), engine.model.config, tmp_path, rank=0, size=1)
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert written == pytest.approx(engine.checkpoint_bytes, rel=0.02)
 
@@ -222,7 +222,7 @@ def test_adapters_are_trained_and_saved_and_nothing_else_moves(tiny_config: Make
         engine.step(1e-3)
     moved = {name for name, tensor in weights(engine).items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if is_adapter(name)}
-    pieces = list(engine.pieces())
+    pieces = list(engine.slices())
     assert {piece.name for piece in pieces if piece.kind == "weight"} == before.keys()
     assert {piece.name for piece in pieces if piece.kind == "exp_avg"} == moved
     assert engine.checkpoint_bytes == sum(piece.tensor.nbytes for piece in pieces)

@@ -19,7 +19,7 @@ from sft.errors import NumericsError
 from sft.model import attention
 from sft.model.attention import Documents
 from sft.train.checkpoint.rng import random_state
-from sft.train.distributed.ranks import ALONE, Peers
+from sft.train.distributed.ranks import SINGLE, RankGroup
 from sft.train.loop import train
 from sft.train.monitor.metrics import read_records
 from sft.train.numerics import gate, reference
@@ -46,7 +46,7 @@ def first_pack(shards: Shards) -> Pack:
 
 def checked(config: TrainConfig, shards: Shards) -> list[Check]:
     engine = make_engine(config, shards)
-    return require_exact(engine.measure, engine.model, first_pack(shards), config.precision, ALONE, "pack 0")
+    return require_exact(engine.measure, engine.model, first_pack(shards), config.precision, SINGLE, "pack 0")
 
 
 def masked(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, documents: Documents, num_ahead: int, scale: float) -> Tensor:
@@ -142,7 +142,7 @@ def test_weights_that_are_not_numbers_are_named(tiny_config: MakeConfig, shards:
     with torch.no_grad():
         engine.model.get_parameter(name)[7] = torch.nan
     with pytest.raises(NumericsError, match=f"1 parameters hold values that are not finite: {name}"):
-        require_exact(engine.measure, engine.model, first_pack(shards), "fp32", ALONE, "pack 0")
+        require_exact(engine.measure, engine.model, first_pack(shards), "fp32", SINGLE, "pack 0")
 
 
 @pytest.mark.parametrize(("precision", "is_refused"), [("fp32", False), ("bf16", False), ("fp16", True)])
@@ -152,7 +152,7 @@ def test_weights_too_large_for_fp16_are_refused_in_fp16_only(
     engine = make_engine(tiny_config(precision=precision), shards)
     with torch.no_grad():
         engine.model.gpt_neox.layers[3].mlp.dense_4h_to_h.weight.mul_(1e7)
-    arguments: Any = (engine.measure, engine.model, first_pack(shards), precision, ALONE, "pack 0")
+    arguments: Any = (engine.measure, engine.model, first_pack(shards), precision, SINGLE, "pack 0")
     if not is_refused:
         require_exact(*arguments)
         return
@@ -164,20 +164,20 @@ def test_gate_leaves_nothing_behind(tiny_config: MakeConfig, shards: Shards) -> 
     engine = make_engine(tiny_config(precision="bf16"), shards)
     before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
     states = (random_state(), torch.get_float32_matmul_precision(), engine.model.activation_checkpointing)
-    require_exact(engine.measure, engine.model, first_pack(shards), "bf16", ALONE, "pack 0")
+    require_exact(engine.measure, engine.model, first_pack(shards), "bf16", SINGLE, "pack 0")
     assert (random_state(), torch.get_float32_matmul_precision(), engine.model.activation_checkpointing) == states
     assert [name for name, parameter in engine.model.named_parameters() if parameter.grad is not None] == []
     assert all(torch.equal(before[name], tensor) for name, tensor in engine.model.state_dict().items())
 
 
-def shared_gate(peers: Peers, config: TrainConfig, folder: str, kernel: str) -> Any:
+def shared_gate(ranks: RankGroup, config: TrainConfig, folder: str, kernel: str) -> Any:
     """What the gate says on one of several processes: the numbers, or the error."""
     attention._attend_per_document = globals()[kernel]  # type: ignore[assignment]
     shards = Shards.open(Path(folder))
-    engine = make_shared_engine(config, shards, peers.size)
+    engine = make_shared_engine(config, shards, ranks.size)
     try:
         pack, precision = first_pack(shards), config.precision
-        checks = require_exact(engine.measure, engine.model, pack, precision, peers, "pack 0", is_shared=True)
+        checks = require_exact(engine.measure, engine.model, pack, precision, ranks, "pack 0", is_shared=True)
     except NumericsError as error:
         return str(error)
     return [check.measured for check in checks]

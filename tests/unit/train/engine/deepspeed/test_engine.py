@@ -165,13 +165,13 @@ def test_what_is_saved_before_the_first_update_can_be_gone_on_from(tiny_config: 
     assert first == straight
 
 
-def measured(peers: Any, config: TrainConfig) -> Any:
+def measured(ranks: Any, config: TrainConfig) -> Any:
     """What is measured between the micro-batches of a step, and the step's result."""
     engine = make_engine(config)
-    take_step(engine, config, 0, peers)
-    (batch, *_), _ = batches_of(config, 1, peers)
+    take_step(engine, config, 0, ranks)
+    (batch, *_), _ = batches_of(config, 1, ranks)
     found = [array.tolist() for array in engine.measure(batch)]
-    return found, take_step(engine, config, 1, peers)
+    return found, take_step(engine, config, 1, ranks)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

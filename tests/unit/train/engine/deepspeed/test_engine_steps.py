@@ -59,24 +59,24 @@ def digest(engine: Any) -> str:
     return hashlib.sha256(b"".join(array.tobytes() for array in tensors)).hexdigest()
 
 
-def skip_a_step(peers: Any, config: TrainConfig, out: str, where: str, value: float) -> Any:
+def skip_a_step(ranks: Any, config: TrainConfig, out: str, where: str, value: float) -> Any:
     """A good step, one that is spoiled in the last process only, and a good one; then the same without the spoiled."""
     engine = make_engine(config)
-    take_step(engine, config, 0, peers)
-    save(engine, Path(out) / "before", peers)
+    take_step(engine, config, 0, ranks)
+    save(engine, Path(out) / "before", ranks)
     before = digest(engine)
-    if peers.rank == peers.size - 1:
+    if ranks.rank == ranks.size - 1:
         with spoiled(engine, where, value):
-            skipped = take_step(engine, config, 1, peers)
+            skipped = take_step(engine, config, 1, ranks)
     else:
-        skipped = take_step(engine, config, 1, peers)
-    save(engine, Path(out) / "after", peers)
+        skipped = take_step(engine, config, 1, ranks)
+    save(engine, Path(out) / "after", ranks)
     same = digest(engine) == before
-    following = take_step(engine, config, 2, peers)
-    peers.barrier()
+    following = take_step(engine, config, 2, ranks)
+    ranks.barrier()
     straight = make_engine(config)
-    take_step(straight, config, 0, peers)
-    return skipped["is_skipped"], same, following == take_step(straight, config, 2, peers), following["is_skipped"]
+    take_step(straight, config, 0, ranks)
+    return skipped["is_skipped"], same, following == take_step(straight, config, 2, ranks), following["is_skipped"]
 
 
 @pytest.mark.parametrize(("stage", "offload"), WAYS)
@@ -95,15 +95,15 @@ def test_what_is_no_number_in_one_process_reaches_no_weight_of_any(
     assert_same_bits(saved_tensors(config, tmp_path / "before"), saved_tensors(config, tmp_path / "after"))
 
 
-def overflow(peers: Any, config: TrainConfig) -> Any:
+def overflow(ranks: Any, config: TrainConfig) -> Any:
     engine = make_engine(config)
     results = []
     for step, overflows in enumerate((True, True, True, True, False, False, False)):
-        if overflows and peers.rank == 1:
+        if overflows and ranks.rank == 1:
             with spoiled(engine, "gradient", math.inf):
-                results.append(take_step(engine, config, step, peers))
+                results.append(take_step(engine, config, step, ranks))
         else:
-            results.append(take_step(engine, config, step, peers))
+            results.append(take_step(engine, config, step, ranks))
     return [(result["scale"], result["is_skipped"]) for result in results]
 
 
@@ -116,10 +116,10 @@ def test_loss_scale_halves_on_overflow_down_to_one_and_doubles_after_its_window(
     assert run_ranks(2, overflow, zero(config, stage, offload=offload)) == [expected, expected]
 
 
-def one_step(peers: Any, config: TrainConfig, out: str) -> Any:
+def one_step(ranks: Any, config: TrainConfig, out: str) -> Any:
     engine = make_engine(config)
-    result = take_step(engine, config, 0, peers)
-    save(engine, Path(out), peers)
+    result = take_step(engine, config, 0, ranks)
+    save(engine, Path(out), ranks)
     return result["grad_norm"]
 
 
