@@ -85,11 +85,12 @@ def run_diff(options: argparse.Namespace) -> None:
 
 def run_verify(options: argparse.Namespace) -> None:
     """Check shards, a checkpoint, or all checkpoints of a run."""
-    folder = options.folder
-    if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():
+    from sft.train.run_layout import STATE_FILE, RunLayout
+
+    folder, is_run = options.folder, RunLayout(options.folder).checkpoints.is_dir()
+    if is_run or (folder / STATE_FILE).is_file():
         from sft.train.verify_run import verify_checkpoint, verify_run
 
-        is_run = (folder / "checkpoints").is_dir()
         for sentence in verify_run(folder) if is_run else [verify_checkpoint(folder)]:
             print(sentence)
         return

@@ -24,6 +24,7 @@ from sft.storage.atomic import write_text
 from sft.train.distributed.world import choose_device
 from sft.train.engine.precision import autocast
 from sft.train.held_out_loss import SourceLoss, held_out_loss, measure
+from sft.train.run_layout import CHECKPOINTS, RunLayout
 from sft.version import VERSION
 
 
@@ -143,8 +144,8 @@ def _shards(loaded: LoadedModel, config: EvalConfig) -> Shards | None:
 
 
 def _default_out(path: Path) -> Path:
-    if (path / "checkpoints").is_dir():
+    if RunLayout(path).checkpoints.is_dir():
         return path / "eval.json"
-    if path.parent.name == "checkpoints":
+    if path.parent.name == CHECKPOINTS:
         return path.parent.parent / f"eval-{path.name}.json"
     return path.parent / f"{path.name}-eval.json"

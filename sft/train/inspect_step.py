@@ -14,9 +14,9 @@ from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
 from sft.settings import load, read_yaml
 from sft.train.fingerprint import differences, identity
-from sft.train.monitor.bad_steps import bad_step_path, read_bad_step
+from sft.train.monitor.bad_steps import read_bad_step
 from sft.train.monitor.metrics import SCALE, SPIKE, STEP, Record, read_records
-from sft.train.run_folder import CONFIG_FILE, RUN_FILE, RunFolder
+from sft.train.run_folder import RunFolder
 
 
 def show_step(path: Path, step: int, console: Console, *, full: bool = False) -> None:
@@ -42,11 +42,13 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
 
 def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
     """The settings and shards of the run, made sure to be those that it trained with."""
-    if not (folder.path / RUN_FILE).is_file():
+    if not folder.record.is_file():
         raise ConfigError(
-            f"not a run folder: it has no {RUN_FILE}", on=folder.path, hint="name the folder that sft train wrote"
+            f"not a run folder: it has no {folder.record.name}",
+            on=folder.path,
+            hint="name the folder that sft train wrote",
         )
-    config = load(TrainConfig, [read_yaml(folder.path / CONFIG_FILE)]).config
+    config = load(TrainConfig, [read_yaml(folder.config)]).config
     shards = Shards.open(Path(config.shards), check_hashes=False)
     _, before = folder.read()
     changed = differences(before, identity(config, shards))
@@ -54,7 +56,7 @@ def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
         raise DataError(
             "other settings or shards than the run has trained with:" + "".join(f"\n  - {line}" for line in changed),
             on=folder.path,
-            hint=f"restore {CONFIG_FILE} and {config.shards}",
+            hint=f"restore {folder.config.name} and {config.shards}",
         )
     return config, shards
 
@@ -66,7 +68,7 @@ def _logged(folder: RunFolder, step: int) -> str:
     if STEP not in records:
         return "not in metrics.jsonl: the step is still to come"
     events = [_EVENTS[kind].format(**record) for kind, record in records.items() if kind in _EVENTS]
-    return "\n".join([_sentence(records[STEP]), *events, *_bad(folder.path, records[STEP])])
+    return "\n".join([_sentence(records[STEP]), *events, *_bad(folder, records[STEP])])
 
 
 _EVENTS = {
@@ -75,12 +77,12 @@ _EVENTS = {
 }
 
 
-def _bad(run: Path, record: Record) -> Iterator[str]:
+def _bad(folder: RunFolder, record: Record) -> Iterator[str]:
     """The verdict in the file about a bad step, unless a later attempt took the step anew."""
-    told = read_bad_step(run, record["step"])
+    told = read_bad_step(folder.bad_step(record["step"]))
     if told and told.get("attempt") == record.get("attempt"):
         ended = ", and the run ended here" if told.get("ended_the_run") else ""
-        yield f"bad step: {told.get('reason')}{ended}; every row is in {bad_step_path(run, record['step'])}"
+        yield f"bad step: {told.get('reason')}{ended}; every row is in {folder.bad_step(record['step'])}"
 
 
 def _sentence(record: Record) -> str:

@@ -14,21 +14,14 @@ from sft.storage.folder_lock import lease
 from sft.train.checkpoint.store import clean
 from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, differences
-from sft.train.monitor.ledger import LEDGER
 from sft.train.monitor.metrics import STEP, read_records
-from sft.train.monitor.watchdog import STACKS
-from sft.train.stop import STOP_FILE
+from sft.train.run_layout import CHECKPOINTS, STACKS, STOP_FILE, RunLayout
 
-RUN_FILE, CONFIG_FILE, METRICS_FILE, LOCK_FILE = "run.json", "config.yaml", "metrics.jsonl", ".lock"
 SCHEMA_VERSION = 1
 
 
-class RunFolder:
+class RunFolder(RunLayout):
     """Where one run keeps everything."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.checkpoints = path, path / "checkpoints"
-        self.metrics, self.ledger = path / METRICS_FILE, path / LEDGER
 
     @classmethod
     @contextmanager
@@ -51,10 +44,10 @@ class RunFolder:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot be made: {error}", on=path, hint="check space and permissions") from error
-        with lease(path / LOCK_FILE):
+        with lease(folder.lock):
             clean(folder.checkpoints)
             # A wish to stop was meant for the process that ran then, and that one is gone.
-            (path / STOP_FILE).unlink(missing_ok=True)
+            folder.stop_file.unlink(missing_ok=True)
             yield folder
 
     def has_history(self) -> bool:
@@ -72,8 +65,8 @@ class RunFolder:
         else:
             run_id = secrets.token_hex(8)
             record = {"schema_version": SCHEMA_VERSION, "run_id": run_id, "identity": identity}
-            write_text(self.path / RUN_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        write_text(self.path / CONFIG_FILE, as_yaml(config))
+            write_text(self.record, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.config, as_yaml(config))
         return run_id
 
     def read(self) -> tuple[str, Identity]:
@@ -81,7 +74,7 @@ class RunFolder:
 
         Raises: StorageError if they cannot be read.
         """
-        path = self.path / RUN_FILE
+        path = self.record
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["schema_version"] != SCHEMA_VERSION:
@@ -110,12 +103,12 @@ def require_same(before: Identity, now: Identity, where: Path) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    if not path.exists() or (path / RUN_FILE).is_file():
+    if not path.exists() or RunLayout(path).record.is_file():
         return
     if not path.is_dir():
         raise ConfigError("holds something else: it is a file", on=path, hint="name another out")
     # What a process that was killed right after its start may leave.
-    ours = {"checkpoints", STACKS, STOP_FILE}
+    ours = {CHECKPOINTS, STACKS, STOP_FILE}
     names = sorted(item.name for item in path.iterdir() if not item.name.startswith(".") and item.name not in ours)
     if names:
         raise ConfigError(f"holds something else: {', '.join(names[:5])}", on=path, hint="name another out")

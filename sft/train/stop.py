@@ -14,8 +14,8 @@ from types import FrameType
 
 from sft.errors import ConfigError, StopRequested
 from sft.train.distributed.ranks import RankGroup
+from sft.train.run_layout import RunLayout
 
-STOP_FILE = "STOP"
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 Clock = Callable[[], float]
@@ -25,7 +25,7 @@ class Stop:
     """Knows whether, and why, the run should stop."""
 
     def __init__(self, run_folder: Path, deadline_s: float = math.inf, clock: Clock = time.monotonic) -> None:
-        self._file, self._deadline_s, self._clock = run_folder / STOP_FILE, deadline_s, clock
+        self._file, self._deadline_s, self._clock = RunLayout(run_folder).stop_file, deadline_s, clock
         self._signal: str | None = None
 
     def reason(self) -> str | None:

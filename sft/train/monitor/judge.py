@@ -45,7 +45,7 @@ def _report(run: Run, packs: Sequence[int], result: StepResult, loss: float, end
     """Write the file about a bad step."""
     numbers = {"loss": loss, "grad_norm": result.grad_norm, "scale": result.scale, "skipped": result.is_skipped}
     return write_bad_step(
-        run.folder.path,
+        run.folder.bad_step(run.counts.num_steps),
         run.inputs.split,
         run.inputs.shards.documents,
         run.counts.num_steps,

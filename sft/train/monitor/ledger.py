@@ -13,7 +13,6 @@ from sft.errors import StorageError
 from sft.storage.atomic import write_text
 from sft.storage.manifest import text_sha256
 
-LEDGER = "ledger.jsonl"
 BEGINNING = ""
 
 

@@ -14,13 +14,12 @@ from sft.errors import ConfigError
 from sft.redact import environment_secrets, redact
 from sft.settings import as_values
 from sft.storage.atomic import write_text
+from sft.train.run_layout import RunLayout
 
 Record = dict[str, Any]
 STEP, EVAL, SAVE, START, GATE, STOP = "step", "eval", "save", "start", "gate", "stop"
 SCALE, SPIKE = "scale", "spike"
 
-TENSORBOARD = "tensorboard"
-"""Folder of the event files in the run folder."""
 FLUSH_S = 30
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 15.0
 """How long wandb may keep the run waiting; finishing must fit into the grace period after a SIGTERM."""
@@ -229,7 +228,7 @@ def open_tracker(config: TrainConfig, path: Path, records: Sequence[Record], run
         wandb, attempts = _wandb(), {**starts, str(attempt): step}
         sinks.append(Guarded("wandb", lambda: WandbSink(wandb, config, run_id, attempts)))
     if config.tensorboard:
-        writer, folder = _summary_writer(), path.parent / TENSORBOARD
+        writer, folder = _summary_writer(), RunLayout(path.parent).tensorboard
         sinks.append(Guarded("TensorBoard", lambda: TensorBoardSink(writer, folder, step)))
     return Tracker(sinks, attempt)
 

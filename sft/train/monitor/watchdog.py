@@ -24,8 +24,8 @@ from sft.errors import PeerError
 from sft.train.distributed.world import World
 from sft.train.monitor.hang_limit import Patience
 from sft.train.monitor.kernel_timer import KernelTimer
+from sft.train.run_layout import RunLayout
 
-STACKS = "stacks"
 EXIT_CODE = PeerError.exit_code
 LEAVE_AT_LIMITS = 2.0
 GRACE_LIMITS = 0.1
@@ -37,11 +37,6 @@ STDERR = 2
 NUM_RANKS_SHOWN = 8
 
 log = logging.getLogger(__name__)
-
-
-def stacks_path(run_folder: Path, rank: int) -> Path:
-    """Where a rank leaves its stacks."""
-    return run_folder / STACKS / f"rank-{rank:05d}.txt"
 
 
 class Watchdog:
@@ -59,9 +54,9 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
         leave: Callable[[int], object] = os._exit,
     ) -> None:
-        self._folder, self._world, self._clock, self._leave = run_folder, world, clock, leave
+        self._folder, self._world, self._clock, self._leave = RunLayout(run_folder), world, clock, leave
         self._patience = Patience(config)
-        self._path = stacks_path(run_folder, world.rank)
+        self._path = self._folder.stacks(world.rank)
         self._name = f"rank {world.rank} of {world.size} on {platform.node()}"
         limits_s = [limit_s for limit_s in (config.hang_timeout_s, config.first_step_timeout_s) if limit_s]
         self._nap_s = min([LONGEST_NAP_S, *(limit_s / LOOKS_PER_LIMIT for limit_s in limits_s)])
@@ -171,6 +166,6 @@ class Watchdog:
 
     def _size(self, rank: int) -> int:
         try:
-            return stacks_path(self._folder, rank).stat().st_size
+            return self._folder.stacks(rank).stat().st_size
         except OSError:
             return 0
