@@ -26,7 +26,8 @@ from sft.model.neox.model import build
 from sft.model.stored_weights import HEAD, NEWER_HEAD
 from sft.storage.atomic import staged
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint.store import State, require_whole
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import require_whole
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Largest difference of logits, as a share of the largest logit, that rounding the weights may cause.

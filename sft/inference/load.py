@@ -1,6 +1,5 @@
 """A checkpoint, run folder or exported folder → a model that is ready to answer."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from sft.model.hf_folder import load_weights, read_config
 from sft.model.lora import PLAIN
 from sft.model.neox.model import NeoX, build
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint.store import STATE, State, damage, published, require_whole
-
-log = logging.getLogger(__name__)
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import newest_whole, published, require_whole
+from sft.train.run_layout import STATE_FILE, RunLayout
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def find_checked(path: Path) -> tuple[Path, State | None]:
 
     Raises: ConfigError if there is none, StorageError if it is a damaged checkpoint.
     """
-    if (path / STATE).is_file() or (path / MANIFEST).is_file():
+    if (path / STATE_FILE).is_file() or (path / MANIFEST).is_file():
         return path, require_whole(path)
     if (path / "config.json").is_file():
         return path, None
@@ -62,11 +61,8 @@ def find(path: Path) -> Path:
     """
     if (path / "config.json").is_file():
         return path
-    found = published(path / "checkpoints") if (path / "checkpoints").is_dir() else []
-    for folder in found:
-        problems = list(damage(folder))
-        if not problems:
-            return folder
-        log.warning("%s is damaged (%s): trying the one before", folder, "; ".join(problems))
-    what = "no whole checkpoint in this run" if found else "holds no checkpoint"
+    checkpoints = RunLayout(path).checkpoints
+    if newest := newest_whole(checkpoints, set_aside=False):
+        return newest
+    what = "no whole checkpoint in this run" if published(checkpoints) else "holds no checkpoint"
     raise ConfigError(what, on=path, hint="name a checkpoint, a run folder or an exported folder")

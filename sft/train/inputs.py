@@ -14,11 +14,11 @@ from sft.data.batches.sampler import Order
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, StorageError
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint.store import State, has_bad, newest_whole
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import has_bad, newest_whole
 from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, identity
-from sft.train.monitor import metrics
-from sft.train.monitor.metrics import Record
+from sft.train.monitor.records import SAVE, Record, read_records
 from sft.train.run_folder import RunFolder, require_same
 from sft.train.stop import Clock
 
@@ -73,7 +73,7 @@ def read_inputs(config: TrainConfig, folder: RunFolder, ranks: RankGroup) -> Inp
         state = State.read(visible(path)) if path else None
         if state:
             require_same(state.identity, inputs.identity, folder.path)
-    records = metrics.read_records(folder.metrics) if ranks.is_first else []
+    records = read_records(folder.metrics) if ranks.is_first else []
     return replace(inputs, run_id=run_id, records=records, checkpoint=path, state=state)
 
 
@@ -93,8 +93,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
 def _enter(config: TrainConfig, folder: RunFolder, ident: Identity) -> tuple[str, str | None]:
     """The run's id and the name of its newest whole checkpoint."""
     run_id = folder.enter(config, ident)
-    checkpoint = newest_whole(folder.checkpoints)
-    has_saved = any(record["kind"] == metrics.SAVE for record in metrics.read_records(folder.metrics))
+    checkpoint = newest_whole(folder.checkpoints, set_aside=True)
+    has_saved = any(record["kind"] == SAVE for record in read_records(folder.metrics))
     if checkpoint is None and (has_bad(folder.checkpoints) or has_saved):
         raise StorageError(
             "the run has saved before, but no whole checkpoint is left",

@@ -15,7 +15,7 @@ from sft.errors import ConfigError, DataError
 from sft.settings import load, read_yaml
 from sft.train.fingerprint import differences, identity
 from sft.train.monitor.bad_steps import read_bad_step
-from sft.train.monitor.metrics import SCALE, SPIKE, STEP, Record, read_records
+from sft.train.monitor.records import SCALE, SPIKE, STEP, Record, read_records
 from sft.train.run_folder import RunFolder
 
 

@@ -26,7 +26,7 @@ from sft.train.engine.base import EMPTY_STEP
 from sft.train.held_out_loss import ALL, held_out_loss
 from sft.train.inputs import read_inputs
 from sft.train.lr_schedule import learning_rate
-from sft.train.monitor import metrics
+from sft.train.monitor import records
 from sft.train.monitor.hang_limit import STEP
 from sft.train.monitor.health import skip_reason, summary
 from sft.train.monitor.judge import judge
@@ -75,7 +75,7 @@ def train(
 def run_to_end(run: Run) -> None:
     """Take steps until none is left, then save the result."""
     num_steps = run.inputs.order.num_steps
-    run.tracker.log(metrics.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.ranks.size)
+    run.tracker.log(records.START, run.counts.num_steps, num_steps=num_steps, versions=versions(), world=run.ranks.size)
     pass_gate(run)
     if run.counts.num_steps:
         run.say(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
@@ -115,7 +115,7 @@ def pass_gate(run: Run) -> None:
     )
     measured = {check.what: check.measured for check in checks}
     run.tracker.log(
-        metrics.GATE, run.counts.num_steps, pack=index, kernel=kernel_name(model, precision), checks=measured
+        records.GATE, run.counts.num_steps, pack=index, kernel=kernel_name(model, precision), checks=measured
     )
 
 
@@ -140,7 +140,7 @@ def train_step(run: Run) -> str:
     run.eval_loss = None
     loss = result.loss_sum / max(num_supervised, 1)
     run.tracker.log(
-        metrics.STEP,
+        records.STEP,
         counts.num_steps,
         loss=loss,
         lr=lr,
@@ -226,7 +226,7 @@ def evaluate(run: Run) -> None:
         for name, it in losses.items()
     }
     run.eval_loss = losses[ALL].loss
-    run.tracker.log(metrics.EVAL, run.counts.num_steps, sources=sources)
+    run.tracker.log(records.EVAL, run.counts.num_steps, sources=sources)
 
 
 def stop_if_asked(run: Run) -> None:
@@ -240,7 +240,7 @@ def stop_if_asked(run: Run) -> None:
     reason = next(filter(None, run.ranks.gather_json(run.stop.reason())), "asked to stop")
     if step:
         save(run)
-    run.tracker.log(metrics.STOP, step, reason=reason)
+    run.tracker.log(records.STOP, step, reason=reason)
     if run.ranks.is_first:
         run.stop.clear_file()
     place = f"after step {step} of {run.inputs.order.num_steps}, which is saved" if step else "before the first step"

@@ -22,7 +22,7 @@ from sft.settings import as_values
 from sft.train.checkpoint.async_writer import Saver
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.checkpoint.rng import random_state, restore_random_state
-from sft.train.checkpoint.store import STATE, State
+from sft.train.checkpoint.state import State
 from sft.train.checkpoint.tensors import StoredSlices
 from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.base import Engine
@@ -31,7 +31,7 @@ from sft.train.engine.fsdp import make_mesh
 from sft.train.engine.native import TorchEngine
 from sft.train.engine.optimizer import trained
 from sft.train.inputs import Inputs
-from sft.train.monitor import metrics
+from sft.train.monitor import metrics, records
 from sft.train.monitor.hang_limit import STEP
 from sft.train.monitor.health import Counts
 from sft.train.monitor.ledger import Ledger
@@ -41,6 +41,7 @@ from sft.train.monitor.profiler import StepProfiler
 from sft.train.monitor.stragglers import SlowRanks
 from sft.train.monitor.watchdog import Watchdog
 from sft.train.run_folder import RunFolder
+from sft.train.run_layout import STATE_FILE
 from sft.train.stop import Clock, Stop
 from sft.version import VERSION
 
@@ -142,7 +143,7 @@ class Run:
         def write(folder: Path) -> list[Path]:
             shutil.copyfile(tokenizer, folder / TOKENIZER)
             state.write(folder)
-            return [folder / TOKENIZER, folder / STATE]
+            return [folder / TOKENIZER, folder / STATE_FILE]
 
         return write
 
@@ -207,7 +208,7 @@ def start(
 def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tracker, Ledger]:
     """What the first process writes for all, rid of the steps that will be taken again."""
     step = inputs.state.step if inputs.state else 0
-    metrics.supersede(folder.metrics, inputs.records, step)
+    records.supersede(folder.metrics, inputs.records, step)
     ledger = Ledger(folder.ledger, step)
     if inputs.state and ledger.digest != inputs.state.ledger:
         log.warning("%s is not the ledger that %s was saved with", folder.ledger, inputs.checkpoint)

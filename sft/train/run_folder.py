@@ -14,7 +14,7 @@ from sft.storage.folder_lock import lease
 from sft.train.checkpoint.store import clean
 from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, differences
-from sft.train.monitor.metrics import STEP, read_records
+from sft.train.monitor.records import STEP, read_records
 from sft.train.run_layout import CHECKPOINTS, STACKS, STOP_FILE, RunLayout
 
 SCHEMA_VERSION = 1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sft.data.batches.sampler import Order
 from sft.errors import ConfigError, DataError
-from sft.train.checkpoint.store import State, published, require_whole
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import published, require_whole
 from sft.train.inspect_step import run_inputs
 from sft.train.monitor.ledger import BEGINNING, chained, read_lines
 from sft.train.run_folder import RunFolder

@@ -39,7 +39,7 @@ def prepare_own(work: Work) -> Job:
 
     from sft.train import loop
     from sft.train.engine.native import TorchEngine
-    from sft.train.monitor import metrics
+    from sft.train.monitor import metrics, records
 
     torch.set_num_threads(work.threads)
     optimizer = OptimizerConfig(LR, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM, warmup_steps=0, schedule="constant")
@@ -66,8 +66,8 @@ def prepare_own(work: Work) -> Job:
             patches.enter_context(watch.calls("logging", metrics.Tracker, "log"))
             patches.enter_context(watch.calls("ledger", loop, "settle"))
             loop.train(config)
-        records = metrics.read_records(Path(config.out) / "metrics.jsonl")
-        return [record for record in records if record["kind"] == metrics.STEP]
+        told = records.read_records(Path(config.out) / "metrics.jsonl")
+        return [record for record in told if record["kind"] == records.STEP]
 
     def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
         columns = {name: [record[name] for record in records] for name in ("loss", "grad_norm", "tokens")}

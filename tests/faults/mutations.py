@@ -157,9 +157,9 @@ MUTATIONS = (
     Mutation(
         "the loss scale is not restored", instead("sft.train.engine.loss_scale:LossScale.restore", nothing), ("A13",)
     ),
-    Mutation("a resume skips a step", instead("sft.train.checkpoint.store:State.read", one_step_ahead), ("A5",)),
+    Mutation("a resume skips a step", instead("sft.train.checkpoint.state:State.read", one_step_ahead), ("A5",)),
     Mutation(
-        "records past the restored step still count", instead("sft.train.monitor.metrics:supersede", nothing), ("J5",)
+        "records past the restored step still count", instead("sft.train.monitor.records:supersede", nothing), ("J5",)
     ),
     Mutation("wishes to stop are not heard", instead("sft.train.stop:Stop.reason", nothing), ("A11", "A5")),
     Mutation("NaN is not seen", blind_to_nan, ("F1",)),

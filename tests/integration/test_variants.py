@@ -19,7 +19,7 @@ from sft.train.checkpoint.store import published
 from sft.train.checkpoint.tensors import StoredSlices
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 from tests.support.ranks import finished, fork_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -39,8 +39,8 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "tokenizers": "chat/tokenizer.py",
     "fastokens": "chat/fast_tokenizer.py",
     "deepspeed": "train/engine/deepspeed/engine.py",
-    "wandb": "train/monitor/metrics.py",
-    "tensorboard": "train/monitor/metrics.py",
+    "wandb": "train/monitor/wandb.py",
+    "tensorboard": "train/monitor/tensorboard.py",
     "packaging": "cli/doctor.py",
     "transformers": "export/",
 }

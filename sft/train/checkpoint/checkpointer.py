@@ -8,7 +8,7 @@ from sft.train.checkpoint.async_writer import IDLE
 from sft.train.checkpoint.replica_check import require_equal_replicas
 from sft.train.checkpoint.retention import retire
 from sft.train.checkpoint.store import checkpoint_path
-from sft.train.monitor import metrics
+from sft.train.monitor import records
 from sft.train.run import Run
 
 MAX_FAILED_SAVES = 3
@@ -74,7 +74,7 @@ def publish(run: Run) -> None:
     step = run.saver.publish()
     run.saved_step, run.num_failed_saves = step, 0
     save_s = run.clock() - run.save_started_s
-    run.tracker.log(metrics.SAVE, step, save_s=save_s, stall_s=run.saver.stall_s)
+    run.tracker.log(records.SAVE, step, save_s=save_s, stall_s=run.saver.stall_s)
     if run.ranks.is_first:
         retire(run.folder.checkpoints, run.config)
 

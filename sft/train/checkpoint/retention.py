@@ -8,7 +8,8 @@ from pathlib import Path
 from sft.config import TrainConfig
 from sft.errors import StorageError
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint.store import TRASH_PREFIX, State, published, step_of
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import TRASH_PREFIX, published, step_of
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ Every function is called by all of them, in the same order. One process alone ta
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -16,10 +17,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from sft.errors import ConfigError, PeerError, SftError
-from sft.train.distributed.errors import as_peer_errors as as_peer_errors
-from sft.train.distributed.leave import ended_after
+from sft.train.distributed.errors import as_peer_errors
 from sft.train.distributed.world import World
 
+STDERR = 2
 LONGEST_MEETING_TIMEOUTS = 3.0
 """Meeting takes three steps that keep the limit, but one without end where a stranger listens at the port."""
 
@@ -60,10 +61,6 @@ class RankGroup:
         """The JSON value of rank 0."""
         return self.gather_json(value if self.is_first else None)[0]
 
-    def barrier(self) -> None:
-        """Wait until everybody is here."""
-        self.gather([])
-
     @contextmanager
     def raise_on_all(self) -> Iterator[None]:
         """Leave the block with an SftError on every process if any of them had one: nobody waits for who has left."""
@@ -92,7 +89,7 @@ class RankGroup:
 
 
 SINGLE = RankGroup(World())
-"""The peers of a process that has none."""
+"""The group of a process that trains alone."""
 
 
 @contextmanager
@@ -132,9 +129,26 @@ def connected(
     try:
         yield RankGroup(world, group)
     except PeerError:
-        raise  # who has lost a peer must not wait for it once more by saying good-bye
+        raise  # tearing down the group would wait for the lost rank once more
     else:
         dist.destroy_process_group()
+
+
+@contextmanager
+def ended_after(limit_s: float, error: SftError, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
+    """Say the error and leave with its code if the block takes longer than the limit, wherever it waits."""
+
+    def end() -> None:
+        os.write(STDERR, f"sft: {error}\n".encode())
+        leave(error.exit_code)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _text(on: Any) -> str | None:

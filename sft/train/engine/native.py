@@ -21,7 +21,7 @@ from sft.model.attention import Documents
 from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.neox.model import NeoX
 from sft.model.objective import Objective
-from sft.train.distributed.ranks import as_peer_errors
+from sft.train.distributed.errors import as_peer_errors
 from sft.train.engine.base import MOMENTS, Kind, StepResult, TensorSlice, TensorSource
 from sft.train.engine.fsdp import REPLICAS, SHARDS, local, local_start, reduce_gradients, shard
 from sft.train.engine.loss_scale import LossScale

@@ -12,7 +12,7 @@ NUM_STEPS_REMEMBERED = 50
 NUM_MEDIANS = 5.0
 
 
-class Patience:
+class HangLimit:
     """Learns from the steps done how long the next sign of life may take."""
 
     def __init__(self, config: TrainConfig) -> None:

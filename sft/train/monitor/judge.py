@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.train.engine.base import StepResult
-from sft.train.monitor import metrics
+from sft.train.monitor import records
 from sft.train.monitor.bad_steps import write_bad_step
 from sft.train.monitor.health import Spike, is_bad, numerics_error, reason_to_end, skip_reason
 from sft.train.run import Run
@@ -22,10 +22,10 @@ def judge(run: Run, packs: Sequence[int], result: StepResult, loss: float) -> No
     counts, config = run.counts, run.config
     change = counts.add_scale(result.scale)
     if change:
-        run.tracker.log(metrics.SCALE, counts.num_steps, **dataclasses.asdict(change))
+        run.tracker.log(records.SCALE, counts.num_steps, **dataclasses.asdict(change))
     spike = counts.add_loss(loss, config.spike_window, config.spike_sigmas)
     if spike:
-        run.tracker.log(metrics.SPIKE, counts.num_steps, **dataclasses.asdict(spike), packs=list(packs))
+        run.tracker.log(records.SPIKE, counts.num_steps, **dataclasses.asdict(spike), packs=list(packs))
         if run.ranks.is_first:
             _warn(counts.num_steps, spike, run.folder.path)
     end = reason_to_end(counts, result, loss, max_bad_steps=config.max_bad_steps, max_loss=config.max_loss)
@@ -54,5 +54,5 @@ def _report(run: Run, packs: Sequence[int], result: StepResult, loss: float, end
         attempt=run.tracker.attempt,
         reason=skip_reason(result) if result.is_skipped else end,
         bad_steps_in_a_row=run.counts.num_bad_in_a_row,
-        **metrics.as_json(numbers),
+        **records.as_json(numbers),
     )

@@ -11,7 +11,7 @@ from sft.chat.tokenizer import END, PADDING, ChatTokenizer
 from sft.config import InitConfig, ModelConfig, TrainConfig
 from sft.model.hf_folder import write_folder
 from sft.model.neox.model import build, initialise
-from sft.train.checkpoint.store import State
+from sft.train.checkpoint.state import State
 from sft.train.monitor.health import Counts
 from tests.support.checkpoints import publish
 

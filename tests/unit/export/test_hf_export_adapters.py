@@ -20,7 +20,7 @@ from sft.model.hf_folder import load_weights, write_folder
 from sft.model.lora import add_adapters, is_adapter
 from sft.model.neox.model import NeoX, build, initialise
 from sft.settings import as_values
-from sft.train.checkpoint.store import State
+from sft.train.checkpoint.state import State
 from tests.support.checkpoints import publish
 
 SHAPE = ModelConfig(

@@ -5,7 +5,7 @@ import pytest
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config import ModelConfig
 from sft.export.model_card import CardFacts, model_card
-from sft.train.checkpoint.store import State
+from sft.train.checkpoint.state import State
 
 
 @pytest.fixture

@@ -19,11 +19,12 @@ from sft.data.shards import Pack, Split
 from sft.errors import ConfigError, DataError, NumericsError, StopRequested, StorageError
 from sft.train.checkpoint.async_writer import Saver
 from sft.train.checkpoint.initial_weights import StartingWeights
-from sft.train.checkpoint.store import State, published
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import published
 from sft.train.engine.base import StepResult
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import Record, read_records
+from sft.train.monitor.records import Record, read_records
 
 MakeConfig = Callable[..., TrainConfig]
 

@@ -27,7 +27,7 @@ from sft.model.attention import Documents
 from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.neox.model import NeoX
 from sft.model.objective import Objective
-from sft.train.distributed.ranks import as_peer_errors
+from sft.train.distributed.errors import as_peer_errors
 from sft.train.engine.base import MOMENTS, StepResult, TensorSlice, TensorSource
 from sft.train.engine.deepspeed.config import deepspeed_json
 from sft.train.engine.deepspeed.zero_layout import owned, shares, spread

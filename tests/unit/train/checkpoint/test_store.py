@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from sft.config import InitConfig, TrainConfig
 from sft.errors import StorageError
 from sft.train.checkpoint.retention import kept_steps, retire
+from sft.train.checkpoint.state import State
 from sft.train.checkpoint.store import (
-    State,
     checkpoint_path,
     clean,
     damage,
@@ -63,7 +63,7 @@ def checkpoints(tmp_path: Path) -> Path:
 
 
 def test_the_step_decides_which_checkpoint_is_the_newest(checkpoints: Path) -> None:
-    newest = newest_whole(checkpoints)
+    newest = newest_whole(checkpoints, set_aside=True)
     assert newest == checkpoints / "step-00000100"
     assert require_whole(newest) == state(100)
 
@@ -103,7 +103,7 @@ def test_damaged_checkpoint_is_kept_aside_and_the_one_before_is_used(name: str, 
     assert list(damage(checkpoints / "step-00000100"))
     with pytest.raises(StorageError, match="not a whole checkpoint"):
         require_whole(checkpoints / "step-00000100")
-    assert newest_whole(checkpoints) == checkpoints / "step-00000020"
+    assert newest_whole(checkpoints, set_aside=True) == checkpoints / "step-00000020"
     assert (checkpoints / ".bad-step-00000100").is_dir()
 
 
@@ -112,7 +112,7 @@ def test_second_bad_checkpoint_of_a_step_does_not_replace_the_first(checkpoints:
         shutil.rmtree(checkpoints / "step-00000100", ignore_errors=True)
         save(checkpoints, 100)
         (checkpoints / "step-00000100/state.json").unlink()
-        newest_whole(checkpoints)
+        newest_whole(checkpoints, set_aside=True)
     assert sorted(path.name for path in checkpoints.glob(".bad-*")) == [
         ".bad-step-00000100",
         ".bad-step-00000100-2",
@@ -122,7 +122,7 @@ def test_second_bad_checkpoint_of_a_step_does_not_replace_the_first(checkpoints:
 def test_checkpoint_of_a_newer_program_is_refused_and_left_alone(checkpoints: Path) -> None:
     edit_manifest(checkpoints / "step-00000100", schema_version=3)
     with pytest.raises(StorageError, match="schema version 3, this program reads 2"):
-        newest_whole(checkpoints)
+        newest_whole(checkpoints, set_aside=True)
     assert (checkpoints / "step-00000100").is_dir()
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from sft.config import TrainConfig
 from sft.data.shards import Shards
 from sft.errors import NumericsError, StopRequested, StorageError
-from sft.train.checkpoint.store import State, published
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import published
 from sft.train.engine.base import StepResult
 from sft.train.engine.native import TorchEngine
 from sft.train.inspect_step import show_step
@@ -23,7 +24,7 @@ from sft.train.loop import train
 from sft.train.lr_schedule import learning_rate
 from sft.train.monitor import bad_steps
 from sft.train.monitor.bad_steps import read_bad_step
-from sft.train.monitor.metrics import Record, read_records
+from sft.train.monitor.records import Record, read_records
 from sft.train.run_layout import RunLayout
 
 MakeConfig = Callable[..., TrainConfig]

@@ -21,7 +21,7 @@ from sft.model.attention import Documents
 from sft.train.checkpoint.rng import random_state
 from sft.train.distributed.ranks import SINGLE, RankGroup
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 from sft.train.numerics import gate, reference
 from sft.train.numerics.gate import Check, angle, loss_error, pick, require_exact
 from tests.support.models import make_engine
