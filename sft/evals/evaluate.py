@@ -112,15 +112,7 @@ def _losses(
         )
     for name, value in losses.items():
         if value.num_tokens:
-            yield (
-                name,
-                {
-                    "loss": value.loss,
-                    "perplexity": value.perplexity,
-                    "accuracy": value.accuracy,
-                    "tokens": value.num_tokens,
-                },
-            )
+            yield name, value.as_record()
 
 
 def _shards(loaded: LoadedModel, config: EvalConfig) -> Shards | None:

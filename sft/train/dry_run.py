@@ -25,7 +25,7 @@ from sft.train.distributed.world import World, choose_device
 from sft.train.engine.base import Engine
 from sft.train.inputs import Inputs, open_inputs
 from sft.train.lr_schedule import learning_rate
-from sft.train.run import make_engine
+from sft.train.setup import make_engine
 
 NUM_ROUNDS = 2
 """Micro-batches of the step: the second one finds gradients that are there already, as most of a run do."""

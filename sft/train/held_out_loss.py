@@ -49,6 +49,11 @@ class SourceLoss:
     def accuracy(self) -> float:
         return self.num_correct / self.num_tokens if self.num_tokens else math.nan
 
+    def as_record(self) -> dict[str, float]:
+        """What metrics and reports say of it."""
+        names = {"loss": self.loss, "perplexity": self.perplexity, "accuracy": self.accuracy}
+        return {**names, "tokens": self.num_tokens}
+
 
 Measure = Callable[[Batch], tuple[NDArray[np.float64], NDArray[np.bool_]]]
 """Loss of each supervised token of a batch, and whether it was the likeliest."""

@@ -20,6 +20,7 @@ from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, identity
 from sft.train.monitor.records import SAVE, Record, read_records
 from sft.train.run_folder import RunFolder, require_same
+from sft.train.run_layout import RunLayout
 from sft.train.stop import Clock
 
 LONGEST_DELAY_S = 60.0
@@ -37,6 +38,7 @@ class Inputs:
     """Present if the run measures held-out loss."""
     order: Order
     identity: Identity
+    folder: RunLayout
     run_id: str = ""
     records: Sequence[Record] = ()
     """The metrics of earlier attempts."""
@@ -87,7 +89,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
     order = Order(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
     if order.num_steps < 1:
         raise ConfigError(f"epochs={config.epochs}: not one of {len(split)} packs to train on", on=config.shards)
-    return Inputs(shards, split, _valid_split(config, shards), order, identity(config, shards))
+    return Inputs(
+        shards, split, _valid_split(config, shards), order, identity(config, shards), RunLayout(Path(config.out))
+    )
 
 
 def _enter(config: TrainConfig, folder: RunFolder, ident: Identity) -> tuple[str, str | None]:

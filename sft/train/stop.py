@@ -27,6 +27,8 @@ class Stop:
     def __init__(self, run_folder: Path, deadline_s: float = math.inf, clock: Clock = time.monotonic) -> None:
         self._file, self._deadline_s, self._clock = RunLayout(run_folder).stop_file, deadline_s, clock
         self._signal: str | None = None
+        self.is_agreed = False
+        """True once all processes know that one of them is asked to stop."""
 
     def reason(self) -> str | None:
         """Why to stop now, or None."""
@@ -36,12 +38,17 @@ class Stop:
             return f"found {self._file}"
         return "the job's time is nearly up" if self._clock() >= self._deadline_s else None
 
+    def agree(self, is_asked: bool) -> None:
+        """Take what all processes know: whether one of them is asked to stop."""
+        self.is_agreed = is_asked
+
     def in_agreement(self, ranks: RankGroup) -> None:
         """Give up what all processes are doing if one of them is asked to stop.
 
         Raises: StopRequested, on all of them.
         """
         if ranks.gather([self.reason() is not None]).any():
+            self.agree(True)
             raise StopRequested("asked to stop")
 
     def clear_file(self) -> None:

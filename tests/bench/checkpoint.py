@@ -25,7 +25,7 @@ from table import facts, show, write
 from sft.config import InitConfig, ModelConfig, TrainConfig
 from sft.data.batches.batch import Batch
 from sft.model.neox.model import NeoX
-from sft.train.checkpoint.async_writer import Saver
+from sft.train.checkpoint.async_writer import AsyncWriter
 from sft.train.checkpoint.initial_weights import StartingWeights
 from sft.train.distributed.ranks import SINGLE
 from sft.train.engine.native import TorchEngine
@@ -48,7 +48,7 @@ class Ours:
     """Our saver, waited for at once or not."""
 
     def __init__(self, shape: ModelConfig, folder: Path, *, waits: bool) -> None:
-        self._saver, self._waits = Saver(folder, SINGLE, shape), waits
+        self._saver, self._waits = AsyncWriter(folder, SINGLE, shape), waits
 
     def begin(self, engine: TorchEngine, step: int) -> float:
         started_s = time.perf_counter()

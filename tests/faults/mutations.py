@@ -116,7 +116,7 @@ def deaf_to_others() -> None:
 
     def settling(original: Any, run: Any) -> None:
         original(run)
-        run.is_stop_agreed = run.stop.reason() is not None
+        run.stop.is_agreed = run.stop.reason() is not None
 
     failpoints.replace("sft.train.loop:settle", settling)
 
@@ -158,20 +158,18 @@ MUTATIONS = (
         "the loss scale is not restored", instead("sft.train.engine.loss_scale:LossScale.restore", nothing), ("A13",)
     ),
     Mutation("a resume skips a step", instead("sft.train.checkpoint.state:State.read", one_step_ahead), ("A5",)),
-    Mutation(
-        "records past the restored step still count", instead("sft.train.monitor.records:supersede", nothing), ("J5",)
-    ),
+    Mutation("records past the restored step still count", instead("sft.train.setup:supersede", nothing), ("J5",)),
     Mutation("wishes to stop are not heard", instead("sft.train.stop:Stop.reason", nothing), ("A11", "A5")),
     Mutation("NaN is not seen", blind_to_nan, ("F1",)),
-    Mutation("bad steps are endured for ever", instead("sft.train.monitor.judge:reason_to_end", nothing), ("F2",)),
+    Mutation("bad steps are endured for ever", instead("sft.train.monitor.health:reason_to_end", nothing), ("F2",)),
     Mutation(
         "an update does not wait for the copy",
-        instead("sft.train.checkpoint.async_writer:Saver.before_update", nothing),
+        instead("sft.train.checkpoint.async_writer:AsyncWriter.before_update", nothing),
         ("A17",),
     ),
     Mutation(
         "a save is published before it is written",
-        instead("sft.train.checkpoint.async_writer:Saver.wait", nothing),
+        instead("sft.train.checkpoint.async_writer:AsyncWriter.wait", nothing),
         ("A1", "A2"),
     ),
     Mutation("processes do not tell each other of NaN", instead("torch.distributed:all_reduce", nothing), ("F1b",)),

@@ -14,7 +14,7 @@ from sft.config import DeepSpeedConfig, LoraConfig, OptimizerConfig, TrainConfig
 from sft.errors import StopRequested
 from sft.model.compile import compile_blocks
 from sft.model.hf_folder import parameter_shapes, read_config
-from sft.train import run
+from sft.train import setup
 from sft.train.checkpoint.store import published
 from sft.train.checkpoint.tensors import StoredSlices
 from sft.train.engine.native import TorchEngine
@@ -86,7 +86,7 @@ def test_compiled_blocks_can_be_sharded_adapted_and_recomputed(
     changes = {**VARIANTS["all of them in bf16"], "max_steps": 2}
     plain, fast = tiny_config(**changes), tiny_config(**changes, compile=True, out=str(tmp_path / "fast"))
     # All but writing and compiling C++, so that the bits stay the same.
-    monkeypatch.setattr(run, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    monkeypatch.setattr(setup, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
     for config in (plain, fast):
         finished(
             fork_ranks(

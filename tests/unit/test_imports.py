@@ -24,6 +24,11 @@ LAYERS_INSIDE = {
         *("documents", "shards", "digests", "words", "result_keys"),
         *("sources", "filters", "dedup", "batches", "report", "build", "inspect"),
     ),
+    "train": (
+        *("run_layout", "fingerprint", "lr_schedule", "distributed", "stop", "held_out_loss"),
+        *("engine", "numerics", "monitor", "checkpoint"),
+        *("run_folder", "inputs", "inspect_step", "verify_run", "run", "setup", "dry_run", "loop"),
+    ),
 }
 MAX_FILES_IN_A_FOLDER = 14
 # transformers has its home in a folder; everything else in one file, or two.

@@ -10,7 +10,7 @@ from sft.config import LoraConfig
 from sft.errors import StorageError
 from sft.storage.atomic import write_text
 from sft.train.fingerprint import Identity
-from sft.train.monitor.health import Counts
+from sft.train.monitor.counts import Counts
 from sft.train.run_layout import STATE_FILE
 
 

@@ -30,9 +30,14 @@ class RankStatus:
     """The packs that it has computed in the step."""
 
     def exchange(self, ranks: RankGroup, batch_packs: int) -> list["RankStatus"]:
-        """Everybody's status by rank; a step has at most `batch_packs` packs, dealt evenly."""
+        """Everybody's status by rank; a step has at most `batch_packs` packs, dealt evenly.
+
+        Raises: PeerError if not all have done the same number of steps.
+        """
         most_packs = -(-batch_packs // ranks.size)
-        return [RankStatus.unpack(numbers) for numbers in ranks.gather(self.pack(most_packs))]
+        everybody = [RankStatus.unpack(numbers) for numbers in ranks.gather(self.pack(most_packs))]
+        require_same_step(everybody)
+        return everybody
 
     def pack(self, most_packs: int) -> list[float]:
         """The status as numbers, as many for every process: the packs in `most_packs` places at the end."""

@@ -12,7 +12,7 @@ from sft.config import InitConfig, ModelConfig, TrainConfig
 from sft.model.hf_folder import write_folder
 from sft.model.neox.model import build, initialise
 from sft.train.checkpoint.state import State
-from sft.train.monitor.health import Counts
+from sft.train.monitor.counts import Counts
 from tests.support.checkpoints import publish
 
 CONFIG = ModelConfig(

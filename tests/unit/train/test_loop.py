@@ -17,7 +17,7 @@ from sft.data.batches.batch import Batch
 from sft.data.batches.sampler import Order
 from sft.data.shards import Pack, Split
 from sft.errors import ConfigError, DataError, NumericsError, StopRequested, StorageError
-from sft.train.checkpoint.async_writer import Saver
+from sft.train.checkpoint.async_writer import AsyncWriter
 from sft.train.checkpoint.initial_weights import StartingWeights
 from sft.train.checkpoint.state import State
 from sft.train.checkpoint.store import published
@@ -146,8 +146,8 @@ def test_stop_file_saves_ends_with_75_and_lets_the_next_start_go_on(
 STOPPED_IN = {
     "loading": (StartingWeights, "flat", "before the first step"),
     "measuring": (TorchEngine, "measure", "after step 4 of 12"),
-    "saving": (Saver, "begin", "after step 5 of 12"),
-    "publishing": (Saver, "publish", "after step 5 of 12"),
+    "saving": (AsyncWriter, "begin", "after step 5 of 12"),
+    "publishing": (AsyncWriter, "publish", "after step 5 of 12"),
 }
 
 

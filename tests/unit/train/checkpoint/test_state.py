@@ -7,7 +7,7 @@ import pytest
 
 from sft.errors import StorageError
 from sft.train.checkpoint.state import State
-from sft.train.monitor.health import Counts
+from sft.train.monitor.counts import Counts
 
 STATE = State(
     step=3,

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from sft.config import InitConfig, TrainConfig
 from sft.errors import StorageError
-from sft.train.checkpoint.retention import kept_steps, retire
+from sft.train.checkpoint.checkpointer import kept_steps, retire
 from sft.train.checkpoint.state import State
 from sft.train.checkpoint.store import (
     checkpoint_path,
@@ -23,7 +23,7 @@ from sft.train.checkpoint.store import (
     published,
     require_whole,
 )
-from sft.train.monitor.health import Counts
+from sft.train.monitor.counts import Counts
 from tests.support.checkpoints import publish
 
 KEEP_TWO = TrainConfig(shards="", model=InitConfig("scratch"), out="", keep_checkpoints=2)

@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from sft.train.engine.base import EMPTY_STEP, StepResult
-from sft.train.monitor.health import (
-    Counts,
-    ScaleChange,
-    Spike,
-    is_bad,
-    loss_limit,
-    numerics_error,
-    reason_to_end,
-    skip_reason,
-    summary,
-)
+from sft.train.monitor.counts import Counts, ScaleChange, Spike, is_bad, loss_limit, summary
+from sft.train.monitor.health import numerics_error, reason_to_end, skip_reason
 
 GOOD = StepResult(loss_sum=3.0, grad_norm=1.0, scale=1.0, is_skipped=False)
 BAD = StepResult(loss_sum=math.nan, grad_norm=math.nan, scale=1.0, is_skipped=True)

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import torch
 
-from sft.train.monitor.pace import Pace
+from sft.train.monitor.stragglers import RankTimer
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ class Clock:
 
 def test_time_that_batches_take_to_come_is_counted_and_time_with_them_is_not() -> None:
     clock = Clock()
-    pace = Pace(CPU, clock)
+    pace = RankTimer(CPU, clock)
 
     def batches() -> Iterator[int]:
         for number in range(3):
@@ -37,12 +37,12 @@ def test_time_that_batches_take_to_come_is_counted_and_time_with_them_is_not() -
 
 def test_probe_takes_the_time_of_its_own_arithmetic() -> None:
     clock = Clock()
-    pace = Pace(CPU, clock)
+    pace = RankTimer(CPU, clock)
     clock.now_s += 9.0
     assert round(pace.take()[1], 6) == 0.1
 
 
 def test_probe_leaves_the_random_numbers_of_the_run_alone() -> None:
     before = torch.get_rng_state()
-    Pace(CPU, Clock()).take()
+    RankTimer(CPU, Clock()).take()
     assert torch.equal(torch.get_rng_state(), before)
