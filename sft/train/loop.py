@@ -22,7 +22,6 @@ from sft.train.held_out_loss import ALL, held_out_loss
 from sft.train.inputs import read_inputs
 from sft.train.lr_schedule import learning_rate
 from sft.train.monitor import records
-from sft.train.monitor.counts import summary
 from sft.train.monitor.hang_limit import STEP
 from sft.train.monitor.health import skip_reason
 from sft.train.monitor.watchdog import Watchdog
@@ -85,7 +84,7 @@ def run_to_end(run: Run) -> None:
             advance(1, remark)
     checkpoint = run.checkpointer.save(run.state())
     run.say(f"trained {num_steps} steps; the model is in {checkpoint}, the metrics in {folder.metrics}")
-    if remarks := summary(run.monitors.health.counts):
+    if remarks := run.monitors.health.summary:
         run.say(f"on the way: {remarks}")
 
 
@@ -108,10 +107,9 @@ def train_step(run: Run) -> str:
         "scale": result.scale,
         "skipped": result.is_skipped,
     }
-    amount = {"tokens": num_tokens, "supervised_tokens": num_supervised}
-    speed = {"tokens_per_s": num_tokens / step_s, "step_s": step_s, "epoch": run.epoch}
+    amount = {"tokens": num_tokens, "supervised_tokens": num_supervised, "tokens_per_s": num_tokens / step_s}
     reason = {"packs": packs, "reason": skip_reason(result)} if result.is_skipped else {}
-    run.record(records.STEP, **outcome, **amount, **speed, **reason)
+    run.record(records.STEP, **outcome, **amount, step_s=step_s, epoch=run.epoch, **reason)
     if num_supervised:
         run.monitors.health.judge(packs, result, loss)
     return f"loss {loss:.3f} · {num_tokens / step_s:,.0f} tok/s"
@@ -145,8 +143,7 @@ def settle(run: Run) -> None:
     Raises: PeerError if not all processes are at the same step.
     """
     ledger, stragglers = run.monitors.ledger, run.monitors.stragglers
-    is_asked, is_written = run.stop.reason() is not None, run.checkpointer.is_written
-    mine = RankStatus(run.step, is_asked, is_written, *stragglers.take(), ledger.take())
+    mine = RankStatus(run.step, run.stop.is_asked, run.checkpointer.is_written, *stragglers.take(), ledger.take())
     everybody = mine.exchange(run.ranks, run.config.batch_packs)
     run.stop.agree(any(one.is_asked_to_stop for one in everybody))
     if packs := [pack for one in everybody for pack in one.packs]:
@@ -198,6 +195,5 @@ def stop_if_asked(run: Run) -> None:
     if run.ranks.is_first:
         run.stop.clear_file()
     place = f"after step {run.step} of {run.num_steps}, which is saved" if run.step else "before the first step"
-    raise StopRequested(
-        f"{reason}: stopped {place}", on=run.inputs.folder.path, hint="run the same command again to go on from there"
-    )
+    hint = "run the same command again to go on from there"
+    raise StopRequested(f"{reason}: stopped {place}", on=run.inputs.folder.path, hint=hint)

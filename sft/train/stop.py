@@ -30,6 +30,11 @@ class Stop:
         self.is_agreed = False
         """True once all processes know that one of them is asked to stop."""
 
+    @property
+    def is_asked(self) -> bool:
+        """True if this process has a reason to stop."""
+        return self.reason() is not None
+
     def reason(self) -> str | None:
         """Why to stop now, or None."""
         if self._signal:
@@ -47,7 +52,7 @@ class Stop:
 
         Raises: StopRequested, on all of them.
         """
-        if ranks.gather([self.reason() is not None]).any():
+        if ranks.gather([self.is_asked]).any():
             self.agree(True)
             raise StopRequested("asked to stop")
 

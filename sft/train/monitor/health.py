@@ -14,7 +14,7 @@ from sft.data.shards import Shards, Split
 from sft.errors import NumericsError
 from sft.train.engine.base import SMALLEST_SCALE, StepResult
 from sft.train.monitor.bad_steps import write_bad_step
-from sft.train.monitor.counts import Counts, Spike, counted, is_bad
+from sft.train.monitor.counts import Counts, Spike, counted, is_bad, summary
 from sft.train.monitor.metrics import Tracker
 from sft.train.monitor.records import SCALE, SPIKE, as_json
 from sft.train.run_layout import RunLayout
@@ -52,6 +52,11 @@ class HealthMonitor:
     def add_eval_loss(self, loss: float) -> None:
         """Remember the held-out loss that was measured after the last step."""
         self.eval_loss = loss
+
+    @property
+    def summary(self) -> str:
+        """What was out of the ordinary in the run, as one line; empty if nothing was."""
+        return summary(self.counts)
 
     def judge(self, packs: Sequence[int], result: StepResult, loss: float) -> None:
         """Record a changed loss scale, the start of a loss spike, and the rows of a bad step.
