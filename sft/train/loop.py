@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.console.progress import progress
 from sft.data.batches.batch import Batch
 from sft.errors import StopRequested
@@ -48,9 +48,9 @@ def train(
     stop = Stop(Path(config.out), job_deadline(environ, config.stop_margin_s, clock=clock), clock)
     with (
         stop.listening(),
-        connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as ranks,
+        connected(world, device, timeout_s=config.distributed.timeout_s, init_method=meeting_place) as ranks,
         RunFolder.hold(Path(config.out), ranks) as folder,
-        Watchdog(folder.path, world, config) as watchdog,
+        Watchdog(folder.path, world, config.hang) as watchdog,
     ):
         inputs = read_inputs(config, folder, ranks)
         if inputs.is_finished:
@@ -69,7 +69,7 @@ def run_to_end(run: Run) -> None:
     if run.step:
         run.say(f"{folder.path}: going on after step {run.step} of {num_steps}")
     settle(run)
-    if config.eval_at_start and not run.step:
+    if config.evaluation.at_start and not run.step:
         evaluate(run)
     with progress("training", num_steps, unit="steps", start=run.step, shown=run.ranks.is_first) as advance:
         while run.step < num_steps:
@@ -77,9 +77,9 @@ def run_to_end(run: Run) -> None:
             with run.monitors.profiler.step(run.step + 1):
                 remark = train_step(run)
             settle(run)
-            if run.is_due(config.eval_every_steps):
+            if run.is_due(config.evaluation.every_steps):
                 evaluate(run)
-            if run.is_due(config.save_every_steps):
+            if run.is_due(config.checkpoint.every_steps):
                 run.checkpointer.save_if_possible(run.state())
             advance(1, remark)
     checkpoint = run.checkpointer.save(run.state())
@@ -170,7 +170,7 @@ def evaluate(run: Run) -> None:
             run.engine.measure,
             valid,
             run.inputs.shards.documents,
-            max_packs=run.config.eval_max_packs,
+            max_packs=run.config.evaluation.max_packs,
             micro_batch_packs=run.config.micro_batch_packs,
             ranks=run.ranks,
             advance=advance,

@@ -7,8 +7,8 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from sft.config import TrainConfig
-from sft.settings import as_values
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_values
 from sft.train.checkpoint.checkpointer import Checkpointer
 from sft.train.checkpoint.rng import random_state
 from sft.train.checkpoint.state import State

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.model.compile import compile_blocks
 from sft.model.hf_folder import parameter_shapes, read_config
 from sft.model.lora import add_adapters
@@ -62,7 +62,7 @@ def start(
         monitors = _monitors(config, inputs, ranks, device, clock, watchdog, opened)
         checkpointer = Checkpointer(
             inputs.folder.checkpoints,
-            config,
+            config.checkpoint,
             engine,
             ranks,
             tokenizer=inputs.shards.tokenizer_path,
@@ -82,7 +82,7 @@ def pass_gate(run: Run) -> None:
 
     Raises: NumericsError if they do not.
     """
-    if not run.config.numerics_gate:
+    if not run.config.health.numerics_gate:
         return
     run.beat("gate")
     model, split, precision = run.engine.model, run.inputs.split, run.config.precision
@@ -108,7 +108,7 @@ def make_engine(config: TrainConfig, inputs: Inputs, ranks: RankGroup, device: t
     if config.engine == "deepspeed":
         engine = DeepSpeedEngine(model, config, device)
     else:
-        mesh = make_mesh(device, ranks.size, config.fsdp_shard_size) if ranks.size > 1 else None
+        mesh = make_mesh(device, ranks.size, config.fsdp.shard_size) if ranks.size > 1 else None
         engine = TorchEngine(model, config, device, mesh)
     if checkpoint and state:
         shapes = parameter_shapes(shape, config.lora)
@@ -133,7 +133,7 @@ def _monitors(
         tracker, ledger = _files(config, inputs) if ranks.is_first else (Tracker([], 0), Ledger())
     opened.callback(tracker.close)
     health = HealthMonitor(
-        config,
+        config.health,
         inputs.folder,
         inputs.shards,
         inputs.split,
@@ -141,7 +141,7 @@ def _monitors(
         counts=replace(inputs.state.counts) if inputs.state else Counts(),
         is_first=ranks.is_first,
     )
-    profiler = StepProfiler(inputs.folder.path, ranks.rank, config.profile_start_step, config.profile_steps)
+    profiler = StepProfiler(inputs.folder.path, ranks.rank, config.profiler.start_step, config.profiler.steps)
     return Monitors(tracker, ledger, health, stragglers, watchdog, profiler)
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sft.config import TrainConfig
+from sft.config.train import CheckpointConfig
 from sft.data.shards import TOKENIZER
 from sft.errors import StorageError
 from sft.storage.manifest import MANIFEST
@@ -35,7 +35,7 @@ class Checkpointer:
     def __init__(
         self,
         checkpoints: Path,
-        config: TrainConfig,
+        config: CheckpointConfig,
         engine: Engine,
         ranks: RankGroup,
         *,
@@ -145,7 +145,7 @@ class Checkpointer:
             log.warning("step %d was not saved, going on: %s", self._saving_step, error)
 
 
-def retire(checkpoints: Path, config: TrainConfig) -> None:
+def retire(checkpoints: Path, config: CheckpointConfig) -> None:
     """Delete every checkpoint that there is no reason to keep; what cannot be deleted costs space, never the run."""
     whole = [folder for folder in published(checkpoints) if (folder / MANIFEST).is_file()]
     kept = set(kept_steps([(step_of(folder), _eval_loss(folder)) for folder in whole], config))
@@ -160,9 +160,9 @@ def retire(checkpoints: Path, config: TrainConfig) -> None:
             log.warning("%s cannot be deleted: %s", folder, error)
 
 
-def kept_steps(found: Sequence[tuple[int, float | None]], config: TrainConfig) -> list[int]:
+def kept_steps(found: Sequence[tuple[int, float | None]], config: CheckpointConfig) -> list[int]:
     """The steps to keep of those found, each with its held-out loss if it was measured."""
-    newest = sorted((step for step, _ in found), reverse=True)[: config.keep_checkpoints]
+    newest = sorted((step for step, _ in found), reverse=True)[: config.keep_last]
     measured = sorted((loss, step) for step, loss in found if loss is not None)
     best = [step for _, step in measured[: config.keep_best]]
     every = config.keep_every_steps

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.config import LoraConfig
+from sft.config.model import LoraConfig
 from sft.errors import StorageError
 from sft.storage.atomic import write_text
 from sft.train.fingerprint import Identity

@@ -152,7 +152,7 @@ def _require_space(checkpoints: Path, num_bytes: int) -> None:
         raise StorageError(
             f"{free / 1e9:.1f} GB free, a checkpoint needs {needed / 1e9:.1f} GB",
             on=checkpoints,
-            hint="make room, or lower keep_checkpoints",
+            hint="make room, or lower checkpoint.keep_last",
         )
 
 

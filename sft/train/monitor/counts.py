@@ -81,7 +81,7 @@ class Counts:
             return None
         self.num_scale_cuts += scale < old
         self.num_scale_raises += scale > old
-        return ScaleChange(old, scale, "overflow" if scale < old else "no overflow for fp16_scale_window steps")
+        return ScaleChange(old, scale, "overflow" if scale < old else "no overflow for fp16.scale_window steps")
 
     def add_loss(self, loss: float, window: int, sigmas: float) -> Spike | None:
         """Remember a step's loss; the spike, if one begins here.

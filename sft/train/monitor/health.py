@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.config import TrainConfig
+from sft.config.train import HealthConfig
 from sft.data.shards import Shards, Split
 from sft.errors import NumericsError
 from sft.train.engine.base import SMALLEST_SCALE, StepResult
@@ -29,7 +29,7 @@ class HealthMonitor:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: HealthConfig,
         folder: RunLayout,
         shards: Shards,
         split: Split,
@@ -119,7 +119,7 @@ def reason_to_end(
             f"{counted(counts.num_bad_in_a_row, 'step')} in a row{floor}; the weights were left alone"
         )
     if max_loss is not None and max_loss < loss < math.inf:
-        return f"loss {loss:.4g} is above max_loss={max_loss:g}"
+        return f"loss {loss:.4g} is above health.max_loss={max_loss:g}"
     return None
 
 

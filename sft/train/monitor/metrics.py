@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.redact import error_text
 from sft.train.monitor.records import START, Record, as_json
 from sft.train.monitor.tensorboard import TensorBoardSink, installed_writer

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_values
 from sft.errors import ConfigError
 from sft.redact import error_text
-from sft.settings import as_values
 from sft.train.monitor.records import Record, flat
 
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 15.0

@@ -1,15 +1,15 @@
+import dataclasses
 import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from sft.config import InitConfig, TrainConfig
+from sft.config.train import CheckpointConfig
 from sft.errors import StorageError
 from sft.train.checkpoint.checkpointer import kept_steps, retire
 from sft.train.checkpoint.state import State
@@ -26,7 +26,7 @@ from sft.train.checkpoint.store import (
 from sft.train.monitor.counts import Counts
 from tests.support.checkpoints import publish
 
-KEEP_TWO = TrainConfig(shards="", model=InitConfig("scratch"), out="", keep_checkpoints=2)
+KEEP_TWO = CheckpointConfig(keep_last=2)
 Hurt = Callable[[Path], object]
 
 
@@ -194,5 +194,5 @@ def test_the_newest_the_best_and_one_now_and_then_are_kept(
     keep_best: int, keep_every_steps: int, expected: set[int]
 ) -> None:
     found = [(step, None if step == 20 else abs(step - 25) / 10 + step / 1000) for step in range(10, 101, 10)]
-    config = replace(KEEP_TWO, keep_best=keep_best, keep_every_steps=keep_every_steps)
+    config = dataclasses.replace(KEEP_TWO, keep_best=keep_best, keep_every_steps=keep_every_steps)
     assert set(kept_steps(found, config)) == expected

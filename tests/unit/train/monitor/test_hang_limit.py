@@ -2,13 +2,15 @@ from dataclasses import replace
 
 import pytest
 
+from sft.config.train import HangConfig
 from sft.train.monitor.hang_limit import STEP, HangLimit
-from tests.conftest import MakeConfig
+
+LIMITS = HangConfig(timeout_s=120.0, first_step_timeout_s=1800.0)
 
 
 @pytest.fixture
-def limit(tiny_config: MakeConfig) -> HangLimit:
-    return HangLimit(tiny_config(hang_timeout_s=120.0, first_step_timeout_s=1800.0))
+def limit() -> HangLimit:
+    return HangLimit(LIMITS)
 
 
 def take_steps(limit: HangLimit, *lengths_s: float, from_s: float = 0.0) -> float:
@@ -59,10 +61,9 @@ def test_every_beat_is_a_sign_of_life_and_a_step_lasts_until_another_begins(limi
     assert limit.limit_s == 250.0
 
 
-@pytest.mark.parametrize(("field", "phase"), [("hang_timeout_s", STEP), ("first_step_timeout_s", "save")])
-def test_zero_switches_a_limit_off_and_not_the_other(field: str, phase: str, tiny_config: MakeConfig) -> None:
-    config = replace(tiny_config(hang_timeout_s=120.0, first_step_timeout_s=1800.0), **{field: 0.0})
-    limit = HangLimit(config)
+@pytest.mark.parametrize(("field", "phase"), [("timeout_s", STEP), ("first_step_timeout_s", "save")])
+def test_zero_switches_a_limit_off_and_not_the_other(field: str, phase: str) -> None:
+    limit = HangLimit(replace(LIMITS, **{field: 0.0}))
     take_steps(limit, 1.0)
     limits_s = {STEP: limit.limit_s}
     limit.beat("save", 1, 2.0)
