@@ -16,7 +16,8 @@ from sft.config import BuildConfig, InitConfig, OptimizerConfig, TrainConfig
 from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
 from sft.data.shards import KIND, SCHEMA_VERSION, TOKENIZER, Pack, shard_name, write_shard
 from sft.data.sources.recipe import load_mixture
-from sft.storage.manifest import file_sha256, write_manifest
+from sft.hashing import file_sha256
+from sft.storage.manifest import write_manifest
 from tests.support import forks as forks
 from tests.support.packs import laid
 

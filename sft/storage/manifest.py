@@ -3,7 +3,6 @@
 File formats do not notice a flipped bit; these hashes do. A folder without a manifest is not ours.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import DataError
+from sft.hashing import file_sha256, text_sha256
 from sft.storage.atomic import write_text
 
 MANIFEST = "manifest.json"
@@ -20,17 +20,6 @@ SELF = "manifest_sha256"
 Manifest = dict[str, Any]
 IsContent = Callable[[str], bool]
 """Tells by its name whether a file is what the folder is for, or only something said about it."""
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file as hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def text_sha256(text: str) -> str:
-    """The sha256 of a text's UTF-8 bytes as hex digits."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def file_facts(path: Path) -> dict[str, Any]:

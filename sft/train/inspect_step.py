@@ -26,7 +26,7 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
     """
     folder = RunFolder(path)
     config, shards = run_inputs(folder)
-    order = Order(len(shards.split("train")), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    order = Order.of(config, shards.split("train"))
     if not 1 <= step <= order.num_steps:
         raise ConfigError(f"no step {step}: the run has {order.num_steps}, counted from 1", on=path)
     packs = order.batch(step - 1)

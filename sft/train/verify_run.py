@@ -44,7 +44,7 @@ def _whole(folder: Path, state: State) -> str:
 
 def _verified_ledger(folder: RunFolder, states: list[State]) -> str:
     config, shards = run_inputs(folder)
-    order = Order(len(shards.split("train")), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    order = Order.of(config, shards.split("train"))
     num_steps = max(state.step for state in states)
     problems = [*_wrong_steps(folder.ledger, order, num_steps), *_broken_chain(folder.ledger, states)]
     if problems:

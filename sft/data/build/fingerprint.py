@@ -20,7 +20,7 @@ from sft.data.shards import Shards, token_type
 from sft.data.sources.files import SourceFile
 from sft.data.sources.recipe import CONVERT, recipe_digests
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256, text_sha256
+from sft.hashing import file_sha256, text_sha256
 from sft.version import VERSION
 
 # Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
@@ -37,6 +37,7 @@ MAX_SHOWN = 5
 _CODE = Path(__file__).parents[2]
 # What turns rows into packs; not what fetches files, shows, compares or verifies builds, or feeds training.
 _DECIDES_BYTES = (
+    "hashing.py",
     "chat/**/*.py",
     "data/*.py",
     *(f"data/{part}/*.py" for part in ("build", "dedup", "filters", "sources")),

@@ -27,7 +27,7 @@ from sft.data.shards import token_type
 from sft.data.sources.recipe import load_converter, recipe_digests
 from sft.data.sources.rows import EXCERPT_CHARACTERS, excerpt, parse
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 CYCLE_CHECK_OBJECTS = 20_000
 """New objects between two searches for reference cycles; by default a tenth of a chunk's time goes into them."""

@@ -18,7 +18,7 @@ from sft.data.build.corpus import RowId
 from sft.data.shards import Pack, Shards
 from sft.data.sources.files import MAX_ROW_BYTES, read_rows
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 WINDOW_TOKENS = 12
 """Tokens shown on each side of a traced one."""

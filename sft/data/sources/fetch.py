@@ -12,8 +12,8 @@ from sft.console.progress import Advance, progress
 from sft.data.sources.hub import PATIENT, Hub, HubFile, Patience, Repository, size_of
 from sft.data.sources.lockfile import Lock, LockedFile, LockedSource, raw_name, read_lock, write_lock
 from sft.errors import ConfigError, DataError, StorageError
+from sft.hashing import file_sha256
 from sft.storage.folder_lock import lease
-from sft.storage.manifest import file_sha256
 
 NOT_ON_THE_HUB = "none"
 MB = 10**6

@@ -10,8 +10,8 @@ from pathlib import Path
 from sft.chat.conversation import Conversation, Drop
 from sft.config import BuildConfig
 from sft.errors import ConfigError
+from sft.hashing import file_sha256
 from sft.settings import Layer, Resolved, load, read_arguments, read_yaml
-from sft.storage.manifest import file_sha256
 
 Convert = Callable[[Mapping[str, object]], Conversation | Drop]
 

@@ -10,16 +10,7 @@ from typing import Any
 import pytest
 
 from sft.errors import DataError
-from sft.storage.manifest import (
-    MANIFEST,
-    SELF,
-    damaged_files,
-    file_sha256,
-    manifest_kind,
-    read_manifest,
-    text_sha256,
-    write_manifest,
-)
+from sft.storage.manifest import MANIFEST, SELF, damaged_files, manifest_kind, read_manifest, write_manifest
 
 FILES = {"a.bin": bytes(range(256)) * 4, "b.txt": b"text\n", "deep/c.bin": b"\x00", "empty": b""}
 KIND, VERSION = "things", 3
@@ -177,11 +168,6 @@ def test_a_number_that_json_cannot_hold_is_refused_not_written(tmp_path: Path) -
     with pytest.raises(ValueError, match="JSON"):
         write_manifest(tmp_path, KIND, VERSION, {"loss": float("nan")})
     assert not (tmp_path / MANIFEST).exists()
-
-
-def test_hashes_are_sha256(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes("ü".encode() * 1000)
-    assert file_sha256(tmp_path / "x") == text_sha256("ü" * 1000) == hashlib.sha256(b"\xc3\xbc" * 1000).hexdigest()
 
 
 def test_a_flipped_bit_in_the_manifest_itself_is_noticed(folder: Path) -> None:

@@ -11,7 +11,7 @@ from sft.data.build import build as build_module
 from sft.data.build.build import build
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 QUESTION = "A ferry leaves the northern harbour every forty minutes; how many crossings does it make before noon?"
 SHARED = " ".join(QUESTION.split()[2:15])

@@ -11,7 +11,7 @@ import pytest
 from sft.data.sources.files import SourceFile, identify
 from sft.data.sources.lockfile import LOCK, Lock, LockedFile, LockedSource, read_lock, require_locked, write_lock
 from sft.errors import DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 CONTENT = {"talks/a.jsonl": b"a\n", "talks/data/b.jsonl": b"bb\n", "other/c.jsonl": b"ccc\n"}
 
