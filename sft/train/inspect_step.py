@@ -11,7 +11,7 @@ from sft.data.batches.sampler import Order
 from sft.data.inspect.show import print_packs
 from sft.data.report.pack_browser import visible
 from sft.data.shards import Shards
-from sft.errors import ConfigError, DataError
+from sft.errors import ConfigError, DataError, listed
 from sft.settings import load, read_yaml
 from sft.train.fingerprint import differences, identity
 from sft.train.monitor.bad_steps import bad_step_path, read_bad_step
@@ -52,7 +52,7 @@ def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
     changed = differences(before, identity(config, shards))
     if changed:
         raise DataError(
-            "other settings or shards than the run has trained with:" + "".join(f"\n  - {line}" for line in changed),
+            f"other settings or shards than the run has trained with:{listed(changed)}",
             on=folder.path,
             hint=f"restore {CONFIG_FILE} and {config.shards}",
         )

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sft.config import TrainConfig
-from sft.errors import ConfigError, StorageError
+from sft.errors import ConfigError, StorageError, listed
 from sft.settings import as_yaml
 from sft.storage.atomic import write_text
 from sft.storage.folder_lock import lease
@@ -103,7 +103,7 @@ def require_same(before: Identity, now: Identity, where: Path) -> None:
     changed = differences(before, now)
     if changed:
         raise ConfigError(
-            "holds a run under other conditions:" + "".join(f"\n  - {line}" for line in changed),
+            f"holds a run under other conditions:{listed(changed)}",
             on=where,
             hint="go back to these values, or name another out for a new run",
         )

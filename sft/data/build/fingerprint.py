@@ -19,7 +19,7 @@ from sft.data.build.worker import Ingredients
 from sft.data.shards import Shards, token_type
 from sft.data.sources.files import SourceFile
 from sft.data.sources.recipe import CONVERT, recipe_digests
-from sft.errors import ConfigError, DataError
+from sft.errors import ConfigError, DataError, listed
 from sft.hashing import file_sha256, text_sha256
 from sft.version import VERSION
 
@@ -162,9 +162,7 @@ def published(out: Path, inputs: Inputs) -> Shards | None:
         raise ConfigError(f"exists and is no whole build ({error.what})", on=out, hint="name another out=…") from error
     if shards.manifest["inputs_digest"] != wanted:
         changed = list(_differences(shards.manifest, inputs.facts, ""))
-        shown = "".join(f"\n  - {line}" for line in changed[:MAX_SHOWN])
-        more = f"\n  - and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
-        raise ConfigError(f"holds another build:{shown}{more}", on=out, hint="name another out=…")
+        raise ConfigError(f"holds another build:{listed(changed, MAX_SHOWN)}", on=out, hint="name another out=…")
     return shards
 
 

@@ -14,7 +14,7 @@ from sft.chat.tokenizer import ChatTokenizer
 from sft.console.progress import progress
 from sft.data.digests import content_digests
 from sft.data.shards import Pack, Shards, Split
-from sft.errors import DataError
+from sft.errors import DataError, listed
 from sft.storage.manifest import damaged_files, refuse_damaged
 
 MAX_SHOWN = 10
@@ -45,8 +45,8 @@ def verify(folder: Path) -> str:
     if wrong := int((uses != table.uses).sum()):
         violations.append(f"{wrong} documents are not packed as often as the document table says")
     if violations:
-        shown = "\n".join(f"  - {text}" for text in violations[:MAX_SHOWN])
-        raise DataError(f"{len(violations)} violations of the contract\n{shown}", on=folder, hint="build again")
+        what = f"{len(violations)} violations of the contract{listed(violations, MAX_SHOWN)}"
+        raise DataError(what, on=folder, hint="build again")
     tokens = int(table.num_tokens.sum())
     return f"{len(shards.manifest['files'])} files, {len(table):,} documents, {tokens:,} tokens: all as they must be"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sft.config import InitConfig, LoraConfig, ModelConfig
 from sft.data.shards import TOKENIZER, Shards
-from sft.errors import ConfigError
+from sft.errors import ConfigError, listed
 from sft.model.hf_folder import parameter_shapes, read_config
 from sft.model.lora import PLAIN, first_values, is_adapter
 from sft.model.neox.model import build, initialise
@@ -31,7 +31,7 @@ def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
     problems = [*shape.problems(), *_misfits(shape, init, shards)]
     if problems:
         raise ConfigError(
-            "model and shards do not fit:" + "".join(f"\n  - {text}" for text in problems),
+            f"model and shards do not fit:{listed(problems)}",
             on=f"model.weights={init.weights}",
             hint="start from the base model of this tokenizer, or build the shards with this model's tokenizer",
         )
