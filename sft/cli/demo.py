@@ -1,7 +1,6 @@
 """`sft demo`: every stage on the bundled sample rows, with a model small enough to train in a minute on a CPU."""
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from sft.data.sources.recipe import load_converter, load_mixture, recipes_dir
 from sft.data.sources.rows import parse
 from sft.errors import ConfigError
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json
 
 MIXTURE = Path("data_recipes/mixtures/sample.yaml")
 TRAINING = Path("configs/tiny_cpu.yaml")
@@ -118,7 +118,7 @@ def _title(console: Console, number: int, text: str) -> None:
 
 
 def _summary(console: Console, out: Path, result: Path, exchanges: list[tuple[str, str]]) -> None:
-    samples = json.loads(result.read_text(encoding="utf-8"))[0]["samples"]
+    samples = read_json(result)[0]["samples"]
     answers = {sample["prompt"]: sample["answer"] for sample in samples}
     exact = sum(answers[prompt] == answer for prompt, answer in exchanges)
     prompt, _ = exchanges[0]

@@ -12,6 +12,7 @@ from typing import Any
 from sft.errors import DataError
 from sft.hashing import file_sha256, text_sha256
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json, readable
 
 MANIFEST = "manifest.json"
 SELF = "manifest_sha256"
@@ -76,16 +77,12 @@ def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
     Raises: DataError if there is none, it is damaged, or it is of another kind or a newer version.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not folder.exists():
-            raise DataError("no such folder", on=folder, hint=f"name a folder that holds {kind}") from None
-        raise DataError(
-            f"not a {kind} folder: it has no {MANIFEST}", on=folder, hint=f"name a folder that holds {kind}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"not readable: {error}", on=path) from error
+    with readable(path):
+        try:
+            manifest = read_json(path)
+        except FileNotFoundError:
+            what = f"not a {kind} folder: it has no {MANIFEST}" if folder.exists() else "no such folder"
+            raise DataError(what, on=folder, hint=f"name a folder that holds {kind}") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         found = manifest.get("kind") if isinstance(manifest, dict) else None
         raise DataError(f"holds {found or 'something else'}, expected {kind}", on=folder)
@@ -98,14 +95,6 @@ def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
     if manifest.pop(SELF, None) != text_sha256(_text(manifest)) or not isinstance(manifest.get("files"), dict):
         raise DataError("changed after it was written", on=path, hint="restore it or build again")
     return manifest
-
-
-def manifest_kind(folder: Path) -> str | None:
-    """What kind of folder this is, or None if it has no readable manifest."""
-    try:
-        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def damaged_files(

@@ -13,6 +13,7 @@ from typing import Any
 from sft.data.sources.files import SourceFile
 from sft.errors import DataError
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json, readable
 
 LOCK = "sources.lock.json"
 SCHEMA_VERSION = 1
@@ -62,20 +63,17 @@ def read_lock(sources_dir: Path) -> Lock:
     """
     path = sources_dir / LOCK
     hint = "restore it, or delete it and run `sft fetch` to pin what the hub has now"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"not readable: {error}", on=path, hint=hint) from error
+    with readable(path, hint=hint):
+        try:
+            content = read_json(path)
+        except FileNotFoundError:
+            return {}
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         hint = "use the version of sft that wrote it" if isinstance(version, int) else hint
         raise DataError(f"schema version {version!r}, this program reads {SCHEMA_VERSION}", on=path, hint=hint)
-    try:
+    with readable(path, what="not a lock of sources", hint=hint):
         return {str(name): _source(str(name), facts) for name, facts in content["sources"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"not a lock of sources: {error}", on=path, hint=hint) from error
 
 
 def require_locked(sources_dir: Path, files: Mapping[str, Sequence[SourceFile]]) -> None:

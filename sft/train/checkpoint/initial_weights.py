@@ -1,7 +1,6 @@
 """The weights that a run starts from: a Hugging Face folder's, or fresh numbers in a named shape."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from sft.model.lora import PLAIN, first_values, is_adapter
 from sft.model.neox.model import build, initialise
 from sft.model.neox.presets import PRESETS
 from sft.model.stored_weights import StoredWeights
+from sft.storage.json_file import read_json, readable
 from sft.train.engine.base import Kind
 
 SCRATCH = "scratch"
@@ -94,7 +94,5 @@ def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[s
 
 def _vocabulary(path: Path) -> Any:
     """The tokens of a tokenizer.json without the added ones, which a build may extend."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"not readable as a tokenizer: {error!r}", on=path) from error
+    with readable(path, ConfigError, what="not readable as a tokenizer"):
+        return read_json(path)["model"]["vocab"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sft.errors import DataError
-from sft.storage.manifest import MANIFEST, SELF, damaged_files, manifest_kind, read_manifest, write_manifest
+from sft.storage.manifest import MANIFEST, SELF, damaged_files, read_manifest, write_manifest
 
 FILES = {"a.bin": bytes(range(256)) * 4, "b.txt": b"text\n", "deep/c.bin": b"\x00", "empty": b""}
 KIND, VERSION = "things", 3
@@ -151,17 +151,6 @@ def test_a_folder_without_a_manifest_is_not_ours(place: str, folder: Path) -> No
     with pytest.raises(DataError) as caught:
         read_manifest(folder.parent / place, KIND, VERSION)
     assert str(folder.parent / place) in str(caught.value)
-    assert manifest_kind(folder.parent / place) is None
-
-
-def test_the_kind_can_be_asked_for(folder: Path) -> None:
-    assert manifest_kind(folder) == KIND
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "\xff"])
-def test_a_damaged_manifest_is_of_no_kind(content: str, folder: Path) -> None:
-    (folder / MANIFEST).write_bytes(content.encode("latin-1"))
-    assert manifest_kind(folder) is None
 
 
 def test_a_number_that_json_cannot_hold_is_refused_not_written(tmp_path: Path) -> None:
