@@ -98,14 +98,14 @@ def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
 
 
 def damaged_files(
-    folder: Path, manifest: Manifest, *, unhashed: Container[str] = (), is_content: IsContent = is_any
+    folder: Path, files: Mapping[str, dict[str, Any]], *, unhashed: Container[str] = (), is_content: IsContent = is_any
 ) -> Iterator[str]:
-    """One sentence for every file that differs from the manifest: missing, cut, changed or added.
+    """One sentence for every file that differs from what its manifest says of it: missing, cut, changed or added.
 
     The files in `unhashed` are not read, so a change that keeps their size goes unnoticed. Nothing is said about files
     that `is_content` does not take.
     """
-    recorded = {name: facts for name, facts in manifest["files"].items() if is_content(name)}
+    recorded = {name: facts for name, facts in files.items() if is_content(name)}
     yield from _changed_files(folder, recorded, unhashed)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -21,7 +21,7 @@ LAYERS = (
 # The same inside the large folders.
 LAYERS_INSIDE = {
     "data": (
-        *("documents", "shards", "digests", "words", "result_keys"),
+        *("documents", "manifest", "shards", "digests", "words"),
         *("sources", "filters", "dedup", "batches", "report", "build", "inspect"),
     ),
 }

@@ -117,7 +117,7 @@ def _fetch_source(hub: Hub, folder: Path, plan: _Plan, count: Callable[[int], No
     files = tuple(
         LockedFile(path.relative_to(folder).as_posix(), size_of(path), file_sha256(path)) for _, path in plan.files
     )
-    return LockedSource(source.hub_id, source.revision, source.hub_files, plan.commit, source.licence, files)
+    return LockedSource(source.hub_id, source.revision, source.hub_files, plan.commit, source.license, files)
 
 
 def _remove_left_over(folder: Path, before: LockedSource | None, now: LockedSource, say: Say) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sft.data.manifest import renamed
 from sft.data.sources.files import SourceFile
 from sft.errors import DataError
 from sft.storage.atomic import write_text
@@ -41,7 +42,7 @@ class LockedSource:
     revision: str
     hub_files: tuple[str, ...]
     commit: str
-    licence: str
+    license: str
     files: tuple[LockedFile, ...]
 
 
@@ -122,9 +123,10 @@ def _wrong(sources_dir: Path, locked: LockedSource, found: Sequence[SourceFile])
     return sentences
 
 
-def _source(name: str, facts: Mapping[str, Any]) -> LockedSource:
+def _source(name: str, recorded: Mapping[str, Any]) -> LockedSource:
+    facts = renamed(recorded)
     _require_keys(name, facts, LockedSource)
-    for key in ("hub_id", "revision", "licence"):
+    for key in ("hub_id", "revision", "license"):
         if not isinstance(facts[key], str):
             raise ValueError(f"{name}.{key} is {facts[key]!r}, expected text")
     if not re.fullmatch(r"[0-9a-f]{40}", facts["commit"]):

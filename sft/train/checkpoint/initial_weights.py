@@ -74,7 +74,7 @@ def _preset(name: str) -> ModelConfig:
 
 
 def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[str]:
-    num_ids = shards.manifest["tokenizer"]["num_ids"]
+    num_ids = shards.manifest.tokenizer.num_ids
     if shape.vocab_size < num_ids:
         yield f"the model has {shape.vocab_size} embedding rows, the shards' tokenizer {num_ids} ids"
     if shape.max_positions < shards.seq_len:

@@ -46,7 +46,7 @@ class State:
     config: dict[str, Any]
     """The resolved config of the process that saved it."""
     shards: dict[str, Any]
-    """Name, content digest, sources and licences of the build it was trained on."""
+    """Name, content digest, sources and licenses of the build it was trained on."""
     engine: dict[str, Any]
     """What the engine keeps besides tensors."""
     ledger: str
@@ -169,7 +169,7 @@ def damage(folder: Path) -> Iterator[str]:
         yield error.what
         return
     try:
-        yield from damaged_files(folder, manifest)
+        yield from damaged_files(folder, manifest["files"])
     except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
         yield f"{MANIFEST}: {broken!r}"
     except OSError as error:

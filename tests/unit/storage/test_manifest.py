@@ -32,7 +32,7 @@ def write_files(place: Path) -> None:
 
 
 def damage(folder: Path, **options: Any) -> list[str]:
-    return list(damaged_files(folder, read_manifest(folder, KIND, VERSION), **options))
+    return list(damaged_files(folder, read_manifest(folder, KIND, VERSION)["files"], **options))
 
 
 def test_the_manifest_tells_what_was_written(folder: Path) -> None:

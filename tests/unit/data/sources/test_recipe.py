@@ -97,13 +97,19 @@ def test_sources_given_as_a_text_are_refused(raw: Any) -> None:
 
 def test_a_recipe_s_own_mistakes_are_named_with_its_file(raw: Any) -> None:
     path = raw.recipes / "alpha" / "recipe.yaml"
-    rewrite(path, licence=..., sytem="S", files=[1])
+    rewrite(path, license=..., sytem="S", files=[1])
     with pytest.raises(ConfigError) as caught:
         raw.config()
     message = str(caught.value)
     assert f"sources.alpha.sytem: unknown key in {path}; did you mean sources.alpha.system?" in message
-    assert "sources.alpha.licence: missing" in message
+    assert "sources.alpha.license: missing" in message
     assert f"sources.alpha.files=[1] in {path}" in message
+
+
+def test_the_former_name_of_a_setting_is_answered_with_its_name_now(raw: Any) -> None:
+    rewrite(raw.recipes / "alpha" / "recipe.yaml", license=..., licence="MIT")
+    with pytest.raises(ConfigError, match=r"sources\.alpha\.licence: .*it is called sources\.alpha\.license now"):
+        raw.config()
 
 
 def test_recipes_stand_beside_the_folder_of_the_mixture(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
