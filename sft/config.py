@@ -194,6 +194,16 @@ class BuildConfig:
         yield from _at_least(self, 0, "workers")
 
 
+@dataclass(frozen=True)
+class FetchConfig(BuildConfig):
+    """`sft fetch`: the settings of a build, since one mixture serves both, but no tokenizer and no place for shards."""
+
+    tokenizer: str = ""
+    """Not needed."""
+    out: str = ""
+    """Not needed."""
+
+
 # ------------------------------------------------------------------------------------------------ model
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sft.chat.conversation import Conversation, Drop
-from sft.config import BuildConfig
+from sft.config import BuildConfig, FetchConfig
 from sft.errors import ConfigError
 from sft.settings import Layer, Resolved, load, read_arguments, read_yaml
 from sft.storage.manifest import file_sha256
@@ -28,6 +28,15 @@ def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfi
 
     Raises: ConfigError for unknown sources or keys and for wrong values, all listed together.
     """
+    return load(BuildConfig, _layers(mixture, arguments))
+
+
+def load_for_fetch(mixture: Path, arguments: Sequence[str]) -> Resolved[FetchConfig]:
+    """The same for `sft fetch`, which needs neither a tokenizer nor a place for shards."""
+    return load(FetchConfig, _layers(mixture, arguments))
+
+
+def _layers(mixture: Path, arguments: Sequence[str]) -> list[Layer]:
     chosen, typed = read_yaml(mixture), read_arguments(arguments)
     names = chosen.values.get("sources")
     if not isinstance(names, Mapping) or not names:
@@ -40,7 +49,7 @@ def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfi
     ]
     # A source with nothing to override is written as `alpaca:` or `alpaca: {}`.
     sources = {name: {} if overrides is None else overrides for name, overrides in names.items()}
-    return load(BuildConfig, [*recipes, Layer(chosen.origin, {**chosen.values, "sources": sources}), typed])
+    return [*recipes, Layer(chosen.origin, {**chosen.values, "sources": sources}), typed]
 
 
 def load_converter(folder: Path, switches: Mapping[str, bool] | None = None) -> Convert:

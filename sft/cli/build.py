@@ -1,0 +1,35 @@
+"""`sft build`: turn raw files into packed shards, or do one part's share of that work."""
+
+import argparse
+from pathlib import Path
+
+from sft.cli.arguments import MIXTURE_HELP, Commands, add_print_config, is_printed
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = commands.add("build", run, "turn raw files into packed shards", takes_settings=True)
+    parser.add_argument("mixture", type=Path, help=MIXTURE_HELP)
+    parser.add_argument("--part", metavar="I/N", help="do the I-th of N shares of the work, for a later build")
+    add_print_config(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build the shards, or one part's share of the work."""
+    from sft.data.sources.recipe import load_mixture, recipes_dir
+
+    loaded = load_mixture(options.mixture, options.settings)
+    if is_printed(options, loaded):
+        return
+    from rich.console import Console
+
+    from sft.data.build.build import Part, build, build_part
+    from sft.data.inspect.show import overview
+
+    if options.part is not None:
+        count = build_part(loaded.config, recipes_dir(options.mixture), Part.parse(options.part))
+        done = "built already" if count is None else f"chunks done: {count}; sft build without --part merges all"
+        print(f"part {options.part}: {done}")
+        return
+    shards = build(loaded.config, recipes_dir(options.mixture))
+    overview(shards.folder, Console())
