@@ -1,12 +1,15 @@
-"""What the commands' arguments have in common."""
+"""What the commands' arguments have in common: settings, and files that may be those that came with sft."""
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from sft.bundle import CONFIGS, MIXTURES, bundled, names_in
 from sft.errors import ConfigError
 
-MIXTURE_HELP = "mixture, such as data_recipes/mixtures/stablelm_tuned_alpha.yaml"
+MIXTURE_HELP = "file of a mixture, such as data_recipes/mixtures/stablelm_tuned_alpha.yaml, or the name of a bundled one"
 CHECKPOINT_HELP = "checkpoint, run folder (its newest checkpoint) or exported folder"
 SETTINGS_HELP = "key=value settings win over the file, such as out=runs/first optimizer.lr=1e-5"
 
@@ -55,3 +58,35 @@ def is_printed(options: argparse.Namespace, loaded: Any) -> bool:
 
         print(describe(loaded))
     return bool(options.print_config)
+
+
+def mixture_file(path: Path) -> Path:
+    """The mixture of this path or name."""
+    return _file(path, MIXTURES)
+
+
+def config_file(path: Path) -> Path:
+    """The training config of this path or name."""
+    return _file(path, CONFIGS)
+
+
+def folder_of_rows(path: str) -> str:
+    """The folder of raw files of this path; the sample rows came with sft."""
+    copy = None if Path(path).exists() else bundled(Path(path))
+    return path if copy is None else str(_told(Path(path), copy))
+
+
+def _file(path: Path, folder: Path) -> Path:
+    if path.is_file():
+        return path
+    names = names_in(folder)
+    copy = folder / f"{path}.yaml" if str(path) in names else bundled(path)
+    if copy is None or not copy.is_file():
+        raise ConfigError("no such file", on=path, hint=f"give the path of a YAML file, or one of {', '.join(names)}")
+    return _told(path, copy)
+
+
+def _told(path: Path, copy: Path) -> Path:
+    # Not to the standard output, which may be read by a script.
+    print(f"{path} is not in this folder; sft uses its own copy: {copy}", file=sys.stderr)
+    return copy

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.cli.arguments import Commands
+from sft.cli.arguments import Commands, config_file
+from sft.cli.build import resolve
 from sft.errors import ConfigError
 
 if TYPE_CHECKING:  # otherwise imported where they are needed: `sft --help` reads this file too
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
 def demo(out: Path) -> None:
     """Build, train, evaluate and export in `out`, then show one exchange.
 
-    Raises: ConfigError if it is not run from the project's folder, or `out` holds something else.
+    Raises: ConfigError if `out` holds something else.
     """
     import torch
     from rich.console import Console
@@ -50,7 +51,6 @@ def demo(out: Path) -> None:
     from sft.config import EvalConfig, ExportConfig, GenerationConfig
     from sft.data.build.build import build
     from sft.data.inspect.show import overview
-    from sft.data.sources.recipe import recipes_dir
     from sft.evals.evaluate import evaluate
     from sft.export.hf_export import export
     from sft.inference.load import find
@@ -59,18 +59,18 @@ def demo(out: Path) -> None:
 
     torch.set_num_threads(1)  # matrices this small only make several threads wait for each other
     console = Console(highlight=False)
-    config, training = _configs(out)
+    config, recipes, training = _configs(out)
     _title(console, 1, f"Raw rows to packed shards: sft build {MIXTURE}")
     if not Path(config.tokenizer).exists():
-        write_text(Path(config.tokenizer), train_tokenizer(_texts(config), NUM_IDS).json)
-    shards = build(config, recipes_dir(MIXTURE))
+        write_text(Path(config.tokenizer), train_tokenizer(_texts(config, recipes), NUM_IDS).json)
+    shards = build(config, recipes)
     overview(shards.folder, console)
 
     _title(console, 2, f"Shards to a model: sft train {TRAINING}")
     train(training)
 
     _title(console, 3, f"Held-out loss and answers to training prompts: sft eval {training.out}")
-    prompts = tuple(prompt for prompt, _ in _exchanges(config, shards))
+    prompts = tuple(prompt for prompt, _ in _exchanges(config, recipes, shards))
     generation = GenerationConfig(max_new_tokens=96)
     result = evaluate([Path(training.out)], EvalConfig(prompts=prompts, generation=generation), console)
 
@@ -79,35 +79,30 @@ def demo(out: Path) -> None:
     _title(console, 4, f"A Hugging Face folder: sft export {training.out} {out / 'model'}")
     if not (out / "model").exists():
         export(find(Path(training.out)), out / "model", ExportConfig(dtype="fp32"))
-    _summary(console, out, result, _exchanges(config, shards))
+    _summary(console, out, result, _exchanges(config, recipes, shards))
 
 
-def _configs(out: Path) -> "tuple[BuildConfig, TrainConfig]":
+def _configs(out: Path) -> "tuple[BuildConfig, Path, TrainConfig]":
     from sft.config import TrainConfig
     from sft.data.shards import TOKENIZER
-    from sft.data.sources.recipe import load_mixture
     from sft.settings import load, read_arguments, read_yaml
 
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / TOKENIZER).is_file()):
         raise ConfigError("the folder holds something else", on=out, hint="name a new folder: --out")
-    for path in (MIXTURE, TRAINING):
-        if not path.is_file():
-            raise ConfigError("not found: the demo runs in the folder of the project", on=path, hint="cd there first")
     places = [f"out={out / 'shards'}", f"tokenizer={out / TOKENIZER}"]
-    config = load_mixture(MIXTURE, places).config
+    loaded, recipes = resolve(MIXTURE, places)
     typed = read_arguments([f"shards={out / 'shards'}", f"out={out / 'run'}"])
-    return config, load(TrainConfig, [read_yaml(TRAINING), typed]).config
+    return loaded.config, recipes, load(TrainConfig, [read_yaml(config_file(TRAINING)), typed]).config
 
 
-def _conversations(config: "BuildConfig") -> "Iterator[tuple[str, Conversation]]":
+def _conversations(config: "BuildConfig", recipes: Path) -> "Iterator[tuple[str, Conversation]]":
     """Source name and conversation of every sample row that its recipe keeps."""
     from sft.chat.conversation import Conversation
     from sft.data.build.build import identify_sources
     from sft.data.sources.files import read_rows
-    from sft.data.sources.recipe import load_converter, recipes_dir
+    from sft.data.sources.recipe import load_converter
     from sft.data.sources.rows import parse
 
-    recipes = recipes_dir(MIXTURE)
     for name, files in identify_sources(config).items():
         convert = load_converter(recipes / name)
         for _, raw in itertools.chain.from_iterable(read_rows(file.path) for file in files):
@@ -117,22 +112,22 @@ def _conversations(config: "BuildConfig") -> "Iterator[tuple[str, Conversation]]
                 yield name, kept
 
 
-def _texts(config: "BuildConfig") -> Iterator[str]:
+def _texts(config: "BuildConfig", recipes: Path) -> Iterator[str]:
     from sft.data.build.worker import system_text
 
-    for name, conversation in _conversations(config):
+    for name, conversation in _conversations(config, recipes):
         yield system_text(config, config.sources[name], conversation)
         yield from (message.text for message in conversation.messages)
 
 
-def _exchanges(config: "BuildConfig", shards: "Shards") -> list[tuple[str, str]]:
+def _exchanges(config: "BuildConfig", recipes: Path, shards: "Shards") -> list[tuple[str, str]]:
     """A few single exchanges of the training split, from different sources."""
     from sft.data.digests import digest
 
     table = shards.documents
     trained = {int(value) for value in table.digest[~table.held_out]}
     seen: dict[str, tuple[str, str]] = {}
-    for name, conversation in _conversations(config):
+    for name, conversation in _conversations(config, recipes):
         if len(conversation.messages) == 2 and digest(conversation) in trained:
             seen.setdefault(name, conversation.exchanges[0])
     return list(seen.values())[:NUM_PROMPTS]

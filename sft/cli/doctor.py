@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.cli.arguments import Commands
+from sft.bundle import BATCH_SCRIPTS, CONFIGS, MIXTURES, names_in
+from sft.cli.arguments import Commands, config_file
 from sft.errors import ConfigError
 from sft.version import VERSION
 
@@ -85,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
         return
     from sft.cli.doctor_model import check_model
 
-    check_model(options.model, options.shards, options.settings, console)
+    path = options.model if options.model.is_dir() else config_file(options.model)
+    check_model(path, options.shards, options.settings, console)
 
 
 def doctor(console: "Console") -> None:
@@ -105,6 +107,7 @@ def doctor(console: "Console") -> None:
         )
     _show_devices(console)
     _show_disk(console)
+    _show_bundle(console)
 
 
 def installed() -> Iterator[Package]:
@@ -221,6 +224,12 @@ def _show_disk(console: "Console") -> None:
         size = COPIES_SAVED * BYTES_PER_WEIGHT * num_weights
         room.append(f"{free // size} of {size_name.upper()} ({_gib(size)} each)")
     console.print(f"disk: {_gib(free)} free here; checkpoints that fit: {', '.join(room)}")
+
+
+def _show_bundle(console: "Console") -> None:
+    console.print(f"mixtures for sft build and sft fetch: {', '.join(names_in(MIXTURES))}")
+    console.print(f"configs for sft train: {', '.join(names_in(CONFIGS))}")
+    console.print(f"batch scripts for Slurm: {BATCH_SCRIPTS.resolve()}", markup=False, soft_wrap=True)
 
 
 def _gib(num_bytes: int) -> str:

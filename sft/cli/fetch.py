@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sft.cli.arguments import MIXTURE_HELP, Commands, add_print_config, is_printed
+from sft.cli.arguments import MIXTURE_HELP, Commands, add_print_config, is_printed, mixture_file
 
 
 def add(commands: Commands) -> None:
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     """Download raw files and pin them."""
     from sft.data.sources.recipe import load_for_fetch
 
-    loaded = load_for_fetch(options.mixture, options.settings)
+    loaded = load_for_fetch(mixture_file(options.mixture), options.settings)
     if is_printed(options, loaded):
         return
     from sft.data.sources.fetch import fetch

@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from sft.cli.arguments import Commands, add_print_config, is_printed
+from sft.cli.arguments import Commands, add_print_config, config_file, is_printed
 
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments."""
     text = "train a model, or resume if the run folder holds this run"
     parser = commands.add("train", run, text, takes_settings=True)
-    parser.add_argument("config", type=Path, help="training config, such as configs/tiny_cpu.yaml")
+    parser.add_argument("config", type=Path, help="file of settings, such as configs/tiny_cpu.yaml, or the name of a bundled one")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--dry-run", action="store_true", help="take one step on the largest packs and show what the run needs"
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from sft.config import TrainConfig
     from sft.settings import load, read_arguments, read_yaml
 
-    loaded = load(TrainConfig, [read_yaml(options.config), read_arguments(options.settings)])
+    loaded = load(TrainConfig, [read_yaml(config_file(options.config)), read_arguments(options.settings)])
     if is_printed(options, loaded):
         return
     if options.print_run_folder:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sft.bundle import RECIPES
 from sft.chat.conversation import Conversation, Drop
 from sft.config import BuildConfig, FetchConfig
 from sft.errors import ConfigError
@@ -19,8 +20,9 @@ RECIPE, CONVERT = "recipe.yaml", "convert.py"
 
 
 def recipes_dir(mixture: Path) -> Path:
-    """The folder of the recipes that a mixture names: the one above its own."""
-    return mixture.resolve().parent.parent
+    """The folder of the recipes that a mixture names: the one above its own or, if it holds none, sft's own."""
+    beside = mixture.resolve().parent.parent
+    return beside if any(beside.glob(f"*/{RECIPE}")) else RECIPES
 
 
 def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfig]:
