@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from sft.bundle import CONFIGS, MIXTURES, bundled, names_in
 from sft.errors import ConfigError
 
-MIXTURE_HELP = "file of a mixture, such as data_recipes/mixtures/stablelm_tuned_alpha.yaml, or the name of a bundled one"
+MIXTURE_HELP = "file of a mixture, such as data_recipes/mixtures/stablelm_tuned_alpha.yaml, or a bundled name"
 CHECKPOINT_HELP = "checkpoint, run folder (its newest checkpoint) or exported folder"
 SETTINGS_HELP = "key=value settings win over the file, such as out=runs/first optimizer.lr=1e-5"
 
@@ -46,7 +46,7 @@ def add_print_config(parser: argparse.ArgumentParser) -> None:
 
 def load_typed(schema: type[Any], options: argparse.Namespace) -> Any:
     """The settings of a command that has no file of them, only what was typed."""
-    from sft.settings import load, read_arguments
+    from sft.config.loading import load, read_arguments
 
     return load(schema, [read_arguments(options.settings)])
 
@@ -54,7 +54,7 @@ def load_typed(schema: type[Any], options: argparse.Namespace) -> Any:
 def is_printed(options: argparse.Namespace, loaded: Any) -> bool:
     """Print the resolved settings if that is all that was asked for."""
     if options.print_config:
-        from sft.settings import describe
+        from sft.config.yaml_text import describe
 
         print(describe(loaded))
     return bool(options.print_config)

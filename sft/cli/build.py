@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from sft.cli.arguments import MIXTURE_HELP, Commands, add_print_config, folder_of_rows, is_printed, mixture_file
 
 if TYPE_CHECKING:  # otherwise imported where they are needed: `sft --help` reads this file too
-    from sft.config import BuildConfig
-    from sft.settings import Resolved
+    from sft.config.data import BuildConfig
+    from sft.config.loading import Resolved
 
 
 def add(commands: Commands) -> None:

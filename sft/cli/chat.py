@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Talk to a checkpoint."""
-    from sft.config import ChatConfig
+    from sft.config.inference import ChatConfig
 
     loaded = load_typed(ChatConfig, options)
     if is_printed(options, loaded):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # otherwise imported where they are needed: `sft --help` read
     from rich.console import Console
 
     from sft.chat.conversation import Conversation
-    from sft.config import BuildConfig, TrainConfig
+    from sft.config.data import BuildConfig
+    from sft.config.train import TrainConfig
     from sft.data.shards import Shards
 
 MIXTURE = Path("data_recipes/mixtures/sample.yaml")
@@ -48,7 +49,7 @@ def demo(out: Path) -> None:
     from rich.console import Console
 
     from sft.chat.tokenizer import train_tokenizer
-    from sft.config import EvalConfig, ExportConfig, GenerationConfig
+    from sft.config.inference import EvalConfig, ExportConfig, GenerationConfig
     from sft.data.build.build import build
     from sft.data.inspect.show import overview
     from sft.evals.evaluate import evaluate
@@ -83,9 +84,10 @@ def demo(out: Path) -> None:
 
 
 def _configs(out: Path) -> "tuple[BuildConfig, Path, TrainConfig]":
-    from sft.config import TrainConfig
+    from sft.config.loading import load, read_arguments
+    from sft.config.train import TrainConfig
+    from sft.config.yaml_text import read_yaml
     from sft.data.shards import TOKENIZER
-    from sft.settings import load, read_arguments, read_yaml
 
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / TOKENIZER).is_file()):
         raise ConfigError("the folder holds something else", on=out, hint="name a new folder: --out")

@@ -169,7 +169,7 @@ def _show_extras(console: "Console", extras: list[Package]) -> None:
 def _show_devices(console: "Console") -> None:
     import torch
 
-    from sft.config import TrainConfig
+    from sft.config.train import TrainConfig
 
     table = _table("device", "memory", "fp32", "bf16", "fp16")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -190,7 +190,7 @@ def _show_devices(console: "Console") -> None:
 def _kernels(kind: str, number: int = 0) -> Iterator[str]:
     import torch
 
-    from sft.config import Precision
+    from sft.config.model import Precision
     from sft.model.attention import backend
     from sft.train.engine.precision import HALF
 

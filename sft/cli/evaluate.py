@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure checkpoints."""
-    from sft.config import EvalConfig
+    from sft.config.inference import EvalConfig
 
     loaded = load_typed(EvalConfig, options)
     if is_printed(options, loaded):

@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write a Hugging Face folder."""
-    from sft.config import ExportConfig
+    from sft.config.inference import ExportConfig
 
     loaded = load_typed(ExportConfig, options)
     if is_printed(options, loaded):

@@ -10,7 +10,7 @@ def add(commands: Commands) -> None:
     """Add the command and its arguments."""
     text = "train a model, or resume if the run folder holds this run"
     parser = commands.add("train", run, text, takes_settings=True)
-    parser.add_argument("config", type=Path, help="file of settings, such as configs/tiny_cpu.yaml, or the name of a bundled one")
+    parser.add_argument("config", type=Path, help="file of settings, such as configs/tiny_cpu.yaml, or a bundled name")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--dry-run", action="store_true", help="take one step on the largest packs and show what the run needs"
@@ -21,8 +21,9 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, or resume."""
-    from sft.config import TrainConfig
-    from sft.settings import load, read_arguments, read_yaml
+    from sft.config.loading import load, read_arguments
+    from sft.config.train import TrainConfig
+    from sft.config.yaml_text import read_yaml
 
     loaded = load(TrainConfig, [read_yaml(config_file(options.config)), read_arguments(options.settings)])
     if is_printed(options, loaded):

@@ -145,6 +145,6 @@ def test_the_sample_is_built_and_trained_on(sft: Run, empty: Path, tokenizer_fil
     assert "data_recipes/sample is not in this folder; sft uses its own copy: " in built.stderr
     folder = sft("train", "configs/tiny_cpu.yaml", "out=run", "--print-run-folder")
     assert folder.stdout == "run\n"
-    sft("train", "tiny_cpu", "shards=shards", "out=run", "max_steps=2", "eval_every_steps=0")
+    sft("train", "tiny_cpu", "shards=shards", "out=run", "max_steps=2", "evaluation.every_steps=0")
     assert (empty / "run/checkpoints/step-00000002").is_dir()
     assert "every hash true" in sft("verify", "run").stdout
