@@ -142,3 +142,13 @@ class BuildConfig:
             for name, source in self.sources.items():
                 if 0 < source.weight <= self.valid_share:
                     yield f"sources.{name}.weight={source.weight}: expected more than valid_share={self.valid_share}"
+
+
+@dataclass(frozen=True)
+class FetchConfig(BuildConfig):
+    """`sft fetch`: the settings of a build, since one mixture serves both, but no tokenizer and no place for shards."""
+
+    tokenizer: PathText = ""
+    """Not needed."""
+    out: PathText = ""
+    """Not needed."""

@@ -14,7 +14,7 @@ CONVERTERS = sorted((ROOT / "data_recipes").glob("*/convert.py"))
 
 # Each may import from itself and from what stands before it; names are files or folders of sft/.
 LAYERS = (
-    *("version", "errors", "redact", "hashing", "config"),
+    *("version", "errors", "redact", "hashing", "bundle", "config"),
     *("console", "storage", "chat", "data", "model", "train", "inference", "evals", "export", "slurm", "cli"),
     "__main__",
 )
@@ -44,7 +44,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "packaging": "cli/doctor.py",
     "transformers": "export/",
 }
-WITHOUT_TORCH = ("errors", "redact", "hashing", "config", "console", "storage", "chat", "data", "version")
+WITHOUT_TORCH = ("errors", "redact", "hashing", "bundle", "config", "console", "storage", "chat", "data", "version")
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
 
