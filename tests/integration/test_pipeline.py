@@ -105,12 +105,11 @@ in_one_worker = pytest.mark.xdist_group("demo")
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def demo(demo_folder: tuple[Path, list[str]]) -> tuple[Path, str]:
     """The demo's folder and what it printed."""
-    out = tmp_path_factory.mktemp("demo") / "demo"
-    result = run("demo", "--out", str(out))
-    assert result.returncode == 0, result.stderr
-    return out, result.stdout
+    folder, printed = demo_folder
+    assert (folder / "runs/demo/model").is_dir(), printed
+    return folder / "runs/demo", "\n".join(printed)
 
 
 @in_one_worker
