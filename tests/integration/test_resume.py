@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_yaml
 from sft.errors import StorageError
-from sft.settings import as_yaml
 from sft.train.loop import train
 from sft.train.monitor.metrics import read_records
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MakeConfig = Callable[..., TrainConfig]
 CHILD = Path(__file__).with_name("child.py")
 # Saves in the foreground: of a process that is killed, one knows what it has saved.
-TWENTY_STEPS: dict[str, Any] = {"epochs": 10 / 3, "save_every_steps": 5, "async_save": False}
+TWENTY_STEPS: dict[str, Any] = {"epochs": 10 / 3, "checkpoint__every_steps": 5, "checkpoint__async_save": False}
 LAST = "checkpoints/step-00000020"
 
 # What happens to a run (see child.py), in which precision, its exit code, and the checkpoint left to go on from.

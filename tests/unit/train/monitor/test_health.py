@@ -85,7 +85,7 @@ def test_fp16_at_its_smallest_scale_is_named_as_the_reason() -> None:
 
 def test_loss_above_its_limit_ends_the_run_at_once_but_one_that_is_no_number_does_not() -> None:
     high = dataclasses.replace(GOOD, loss_sum=50.5)
-    assert end(high, max_loss=10.0) == "loss 10.1 is above max_loss=10"
+    assert end(high, max_loss=10.0) == "loss 10.1 is above health.max_loss=10"
     assert end(high, max_loss=10.2) is None
     assert end(LOST, max_loss=10.0) is None
 

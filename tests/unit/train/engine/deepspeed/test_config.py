@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sft.config import DeepSpeedConfig, OptimizerConfig
+from sft.config.engine import DeepSpeedConfig, OptimizerConfig
 from sft.errors import ConfigError
 from sft.train.engine.deepspeed.config import deepspeed_json
 from sft.train.engine.deepspeed.engine import DeepSpeedEngine
