@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from sft import config
-from tests.support.docs import ROOT, Terminal, blocks, commands, fitted, masked, pages
+from sft.config.data import BuildConfig
+from sft.config.fields import unannotated
+from sft.config.inference import ChatConfig, EvalConfig, ExportConfig
+from sft.config.train import TrainConfig
+from tests.support.docs import FENCE, ROOT, Terminal, blocks, commands, fitted, masked, pages
 from tests.support.docs_dry import REASON, calls, problems
 
 PAGES = pages()
 LANGUAGES = {"console", "sh", "text", "yaml", "python", "json"}
 LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)\s#]+)(#[^)\s]+)?\)")
 SETTING = re.compile(r"(?<![\w./-])([a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_]+)*)=(?!=)")
-SCHEMAS = [
-    getattr(config, name) for name in vars(config) if name in ("BuildConfig", "TrainConfig", "EvalConfig", "ChatConfig")
-]
+SCHEMAS = (BuildConfig, TrainConfig, EvalConfig, ChatConfig, ExportConfig)
+PLACEHOLDER = "key"
+"""Stands for any setting, as in `key=value`."""
+PATHS = re.compile(r"(?:sft|tests|configs|data_recipes|slurm)/[\w./-]*")
 
 of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 RUN = [page for page in PAGES if any(block.language == "console" for block in blocks(page))]
@@ -50,6 +54,7 @@ def test_every_command_that_is_not_run_can_be_parsed(page: Path, tmp_path: Path)
 
 @of_every_page
 def test_no_command_hides_in_a_block_that_nobody_reads(page: Path) -> None:
+    assert "```" not in FENCE.sub("", page.read_text(encoding="utf-8")), "a fence begins a line, and ends"
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block}: name one of {LANGUAGES}"
         if block.language not in ("console", "sh"):
@@ -58,14 +63,19 @@ def test_no_command_hides_in_a_block_that_nobody_reads(page: Path) -> None:
 
 @of_every_page
 def test_every_setting_named_in_the_text_exists(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    spans = [span for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text) if " " not in span or span.startswith("sft ")]
+    spans = [span for span in code_spans(page) if " " not in span or span.startswith("sft ") or SETTING.match(span)]
     unknown = {key for span in spans for key in SETTING.findall(span) if not any(_knows(s, key) for s in SCHEMAS)}
-    assert unknown == set()
+    assert unknown <= {PLACEHOLDER}
+
+
+def code_spans(page: Path) -> list[str]:
+    """What stands between backticks in the running text."""
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", FENCE.sub("", page.read_text(encoding="utf-8")))
 
 
 def _knows(schema: object, key: str) -> bool:
     """Whether a dotted key names a field, through groups and through mappings of any name."""
+    schema, _ = unannotated(schema)
     head, _, rest = key.partition(".")
     if typing.get_origin(schema) is dict:
         return not rest or _knows(typing.get_args(schema)[1], rest)
@@ -73,6 +83,12 @@ def _knows(schema: object, key: str) -> bool:
         return not key
     hint = typing.get_type_hints(schema).get(head)
     return hint is not None and (not rest or _knows(hint, rest))
+
+
+@of_every_page
+def test_every_file_of_the_project_named_in_the_text_exists(page: Path) -> None:
+    named = [span for span in code_spans(page) if PATHS.fullmatch(span)]
+    assert [span for span in named if not (ROOT / span).exists()] == []
 
 
 @of_every_page
