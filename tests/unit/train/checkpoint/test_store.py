@@ -27,7 +27,7 @@ from sft.train.monitor.health import Counts
 from tests.support.checkpoints import publish
 from tests.support.configs import changed
 
-KEEP_TWO = TrainConfig(shards="", model=InitConfig("scratch"), out="", checkpoint__keep_last=2)
+KEEP_TWO = changed(TrainConfig(shards="", model=InitConfig("scratch"), out=""), checkpoint__keep_last=2)
 Hurt = Callable[[Path], object]
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sft.train.distributed.rank_batches import shared_batches
 from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.fsdp import make_mesh
 from sft.train.engine.native import TorchEngine
+from tests.support.configs import changed
 from tests.support.ranks import run_ranks
 
 MakeConfig = Callable[..., TrainConfig]
@@ -86,7 +86,7 @@ def weights(folder: Path, shape: ModelConfig) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def train(tiny_config: MakeConfig, tiny_shards: Path, tmp_path: Path) -> Callable[..., Any]:
     def trained(size: int, steps: tuple[int, int] = (0, NUM_STEPS), before: Path | None = None, **changes: Any) -> Any:
-        config = replace(tiny_config(), **changes)
+        config = changed(tiny_config(), **changes)
         out = tmp_path / f"{size}-{steps}-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         results = run_ranks(size, run, config, str(tiny_shards), str(out), list(steps), before and str(before))

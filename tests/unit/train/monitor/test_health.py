@@ -108,7 +108,7 @@ def test_every_change_of_the_loss_scale_is_told_once() -> None:
         ScaleChange(4096.0, 2048.0, "overflow"),
         ScaleChange(2048.0, 1024.0, "overflow"),
         None,
-        ScaleChange(1024.0, 2048.0, "no overflow for fp16_scale_window steps"),
+        ScaleChange(1024.0, 2048.0, "no overflow for fp16.scale_window steps"),
     ]
     assert (counts.num_scale_cuts, counts.num_scale_raises, counts.smallest_scale) == (2, 1, 1024.0)
 

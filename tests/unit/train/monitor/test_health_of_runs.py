@@ -107,7 +107,7 @@ def test_every_change_of_the_loss_scale_is_recorded_and_an_overflow_is_no_bad_st
     ] == [
         (3, 64.0, 32.0, "overflow"),
         (4, 32.0, 16.0, "overflow"),
-        (7, 16.0, 32.0, "no overflow for fp16_scale_window steps"),
+        (7, 16.0, 32.0, "no overflow for fp16.scale_window steps"),
     ]
     assert "loss scale 32: cut 2 times, raised 1 time, smallest 16" in capsys.readouterr().out
     assert not (Path(config.out) / "bad_steps").exists()
