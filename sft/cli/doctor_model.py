@@ -80,7 +80,7 @@ def _check_config(config: TrainConfig, shards: Shards, console: Console) -> None
 
 def _pack_of(shards: Shards, model: NeoX) -> tuple[Pack, str]:
     """A pack of the training split with more than one document, and what to call it."""
-    num_ids, vocab_size = shards.manifest["tokenizer"]["num_ids"], model.config.vocab_size
+    num_ids, vocab_size = shards.manifest.tokenizer.num_ids, model.config.vocab_size
     if num_ids > vocab_size or shards.seq_len > model.config.max_positions:
         raise ConfigError(
             f"{num_ids} ids and {shards.seq_len} tokens per pack, the model has {vocab_size} embedding rows and "

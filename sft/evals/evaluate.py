@@ -75,8 +75,8 @@ def _evaluate(loaded: LoadedModel, config: EvalConfig, device: torch.device) -> 
         "step": loaded.state.step if loaded.state else None,
         "shards": shards
         and {
-            "name": shards.manifest["name"],
-            "content_digest": shards.manifest["content_digest"],
+            "name": shards.manifest.name,
+            "content_digest": shards.manifest.content_digest,
             "split": config.split,
             "packs": _num_packs(shards.split(config.split), config),
         },
@@ -126,11 +126,11 @@ def _shards(loaded: LoadedModel, config: EvalConfig) -> Shards | None:
         return None
     else:
         shards = Shards.open(Path(str(loaded.state.config["shards"])))
-        if shards.manifest["content_digest"] != loaded.state.shards["content_digest"]:
+        if shards.manifest.content_digest != loaded.state.shards["content_digest"]:
             raise ConfigError(
                 "not the build that this checkpoint was trained on", on=shards.folder, hint="set shards=…"
             )
-    if shards.manifest["tokenizer"]["sha256"] != loaded.tokenizer.sha256:
+    if shards.manifest.tokenizer.sha256 != loaded.tokenizer.sha256:
         raise ConfigError("made with another tokenizer than the checkpoint's", on=shards.folder, hint="set shards=…")
     return shards
 

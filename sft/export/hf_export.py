@@ -26,6 +26,7 @@ from sft.model.lora import PLAIN
 from sft.model.neox.model import build
 from sft.model.stored_weights import HEAD, NEWER_HEAD
 from sft.storage.atomic import staged
+from sft.storage.json_file import read_json
 from sft.storage.manifest import MANIFEST
 from sft.train.checkpoint.state import State
 from sft.train.checkpoint.store import require_whole
@@ -80,7 +81,7 @@ def _write_tokenizer(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig,
     theirs.chat_template = chat_template(system)
     theirs.save_pretrained(folder, save_jinja_files=False)
     # transformers 4 and programs built on it know neither the class nor the list of tokens under their newer names.
-    settings = _read_json(folder / TOKENIZER_CONFIG)
+    settings = read_json(folder / TOKENIZER_CONFIG)
     for newer in ("backend", "extra_special_tokens"):
         settings.pop(newer, None)
     settings |= {"additional_special_tokens": list(TAGS), "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -92,7 +93,7 @@ def _write_token_ids(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig)
     """Tell generation where to stop, in the order of the StableLM-Tuned-Alpha card, and how the card samples."""
     ids = {"bos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
     path = folder / "config.json"
-    _write_json(path, _read_json(path) | ids | {"eos_token_id": tokenizer.end_id})
+    _write_json(path, read_json(path) | ids | {"eos_token_id": tokenizer.end_id})
     GenerationConfig(
         **ids,
         eos_token_id=list(tokenizer.stop_ids),
@@ -167,11 +168,6 @@ def _no_progress_bars() -> Iterator[None]:
 
 def _num_parameters(shape: ModelConfig) -> int:
     return sum(math.prod(size) for size in parameter_shapes(shape).values())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sft.data.batches.batch import Batch
-from sft.data.batches.sampler import hashes
+from sft.hashing import hashes
 
 _NUM_BITS = 23
 """Of random bits per number: as many as fp32 keeps exactly, with a sign."""
@@ -74,7 +74,7 @@ class EmbeddingNoise:
 
 
 def _scattered_(value: Tensor) -> Tensor:
-    """Scatter the bits of 64-bit integers in place, as `sft.data.batches.sampler.scatter` does."""
+    """Scatter the bits of 64-bit integers in place, as `sft.hashing.scatter` does."""
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
         value.bitwise_xor_(_shifted(value, shift)).mul_(_signed(factor))
     return value.bitwise_xor_(_shifted(value, _SHIFTS[-1]))

@@ -19,6 +19,7 @@ from sft.errors import ConfigError, NumericsError
 from sft.model.lora import PLAIN, add_adapters, is_adapter, merged
 from sft.model.neox.model import NeoX
 from sft.model.stored_weights import INDEX, WEIGHTS, StoredWeights
+from sft.storage.json_file import read_json, readable
 
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # What this model is; a config that says otherwise describes another one. Absent keys have these values.
@@ -38,14 +39,13 @@ def read_config(folder: Path) -> ModelConfig:
     Raises: ConfigError if it is missing or describes anything but the GPT-NeoX of `neox.py`.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+    with readable(path, ConfigError):
+        try:
+            raw = read_json(path)
+        except FileNotFoundError:
+            raise ConfigError("no such file: not a model folder", on=path, hint="name a Hugging Face folder") from None
         if not isinstance(raw, dict):
             raise ValueError("not a JSON object")
-    except FileNotFoundError:
-        raise ConfigError("no such file: not a model folder", on=path, hint="name a Hugging Face folder") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"not readable: {error}", on=path) from error
     if misfits := list(_config_problems(raw)):
         raise ConfigError("; ".join(misfits), on=path, hint="start from a GPT-NeoX model such as StableLM-Base-Alpha")
     config = _shape(raw)

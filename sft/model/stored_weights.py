@@ -4,12 +4,12 @@ Newer writers call the head `lm_head` instead of `embed_out`; both are read. Onl
 from outside can run code.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sft.errors import DataError
 from sft.model.weight_files import StoredTensors
+from sft.storage.json_file import read_json, readable
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,11 +37,8 @@ def _our_name(stored: str) -> str | None:
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        try:
-            weight_map: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            return [folder / name for name in sorted(set(weight_map.values()))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"not readable: {error!r}", on=folder / INDEX, hint="fetch the file again") from error
+        with readable(folder / INDEX, hint="fetch the file again"):
+            return [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if pieces := sorted(folder.glob("weights-*-of-*.safetensors")):

@@ -111,7 +111,7 @@ class Run:
             counts=replace(health.counts),
             identity=self.inputs.identity,
             config=as_values(self.config),
-            shards={key: manifest.get(key) for key in ("name", "content_digest", "sources", "tokenizer")},
+            shards=manifest.as_training_data(),
             engine=self.engine.state(),
             ledger=self.monitors.ledger.digest,
             eval_loss=health.eval_loss,

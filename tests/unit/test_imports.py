@@ -14,14 +14,14 @@ CONVERTERS = sorted((ROOT / "data_recipes").glob("*/convert.py"))
 
 # Each may import from itself and from what stands before it; names are files or folders of sft/.
 LAYERS = (
-    *("version", "errors", "redact", "config"),
+    *("version", "errors", "redact", "hashing", "bundle", "config"),
     *("console", "storage", "chat", "data", "model", "train", "inference", "evals", "export", "slurm", "cli"),
     "__main__",
 )
 # The same inside the large folders.
 LAYERS_INSIDE = {
     "data": (
-        *("documents", "shards", "digests", "words", "result_keys"),
+        *("documents", "manifest", "shards", "digests", "words"),
         *("sources", "filters", "dedup", "batches", "report", "build", "inspect"),
     ),
     "train": (
@@ -49,7 +49,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "packaging": "cli/doctor.py",
     "transformers": "export/",
 }
-WITHOUT_TORCH = ("errors", "redact", "config", "console", "storage", "chat", "data", "version")
+WITHOUT_TORCH = ("errors", "redact", "hashing", "bundle", "config", "console", "storage", "chat", "data", "version")
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
 

@@ -1,7 +1,6 @@
 """The weights that a run starts from: a Hugging Face folder's, or fresh numbers in a named shape."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from torch import Tensor
 from sft.config.fields import problems
 from sft.config.model import InitConfig, LoraConfig, ModelConfig
 from sft.data.shards import TOKENIZER, Shards
-from sft.errors import ConfigError
+from sft.errors import ConfigError, listed
 from sft.model.hf_folder import parameter_shapes, read_config
 from sft.model.lora import PLAIN, first_values, is_adapter
 from sft.model.neox.model import build, initialise
 from sft.model.neox.presets import PRESETS
 from sft.model.stored_weights import StoredWeights
+from sft.storage.json_file import read_json, readable
 from sft.train.engine.base import Kind
 
 SCRATCH = "scratch"
@@ -32,7 +32,7 @@ def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
     misfits = [*problems(shape), *_misfits(shape, init, shards)]
     if misfits:
         raise ConfigError(
-            "model and shards do not fit:" + "".join(f"\n  - {text}" for text in misfits),
+            f"model and shards do not fit:{listed(misfits)}",
             on=f"model.weights={init.weights}",
             hint="start from the base model of this tokenizer, or build the shards with this model's tokenizer",
         )
@@ -74,7 +74,7 @@ def _preset(name: str) -> ModelConfig:
 
 
 def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[str]:
-    num_ids = shards.manifest["tokenizer"]["num_ids"]
+    num_ids = shards.manifest.tokenizer.num_ids
     if shape.vocab_size < num_ids:
         yield f"the model has {shape.vocab_size} embedding rows, the shards' tokenizer {num_ids} ids"
     if shape.max_positions < shards.seq_len:
@@ -94,7 +94,5 @@ def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[s
 
 def _vocabulary(path: Path) -> Any:
     """The tokens of a tokenizer.json without the added ones, which a build may extend."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"not readable as a tokenizer: {error!r}", on=path) from error
+    with readable(path, ConfigError, what="not readable as a tokenizer"):
+        return read_json(path)["model"]["vocab"]

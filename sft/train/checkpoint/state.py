@@ -9,6 +9,7 @@ from typing import Any
 from sft.config.model import LoraConfig
 from sft.errors import StorageError
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json, readable
 from sft.train.fingerprint import Identity
 from sft.train.monitor.counts import Counts
 from sft.train.run_layout import STATE_FILE
@@ -28,7 +29,7 @@ class State:
     config: dict[str, Any]
     """The resolved config of the process that saved it."""
     shards: dict[str, Any]
-    """Name, content digest, sources and licences of the build it was trained on."""
+    """Name, content digest, sources and licenses of the build it was trained on."""
     engine: dict[str, Any]
     """What the engine keeps besides tensors."""
     ledger: str
@@ -53,13 +54,9 @@ class State:
 
         Raises: StorageError if it cannot be read.
         """
-        try:
-            values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        with readable(folder / STATE_FILE, StorageError, hint="take another checkpoint"):
+            values = read_json(folder / STATE_FILE)
             return cls(**{**values, "counts": Counts(**values["counts"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"not readable: {error}", on=folder / STATE_FILE, hint="take another checkpoint"
-            ) from error
 
     def write(self, folder: Path) -> None:
         """Put state.json into the folder."""

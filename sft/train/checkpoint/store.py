@@ -5,7 +5,6 @@ the manifest. Its name gives its step, and the step alone decides which one is t
 """
 
 import contextlib
-import json
 import logging
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 from sft.errors import DataError, StorageError
 from sft.storage.atomic import STAGING_PREFIX, staging_path, sync_folder
+from sft.storage.json_file import read_json
 from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
 from sft.train.checkpoint.state import State
 
@@ -120,7 +120,7 @@ def damage(folder: Path) -> Iterator[str]:
         yield error.what
         return
     try:
-        yield from damaged_files(folder, manifest)
+        yield from damaged_files(folder, manifest["files"])
     except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
         yield f"{MANIFEST}: {broken!r}"
     except OSError as error:
@@ -158,7 +158,7 @@ def _require_space(checkpoints: Path, num_bytes: int) -> None:
 
 def _refuse_newer(folder: Path) -> None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         version = manifest["schema_version"] if manifest["kind"] == KIND else 0
     except (OSError, ValueError, KeyError, TypeError):
         return

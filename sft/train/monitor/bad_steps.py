@@ -10,6 +10,7 @@ from sft.data.documents import DocumentTable
 from sft.data.shards import Split
 from sft.errors import StorageError
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json
 
 MAX_FILES = 100
 """A run that is sick for days must not fill the disk with the same story."""
@@ -45,7 +46,7 @@ def write_bad_step(
 def read_bad_step(path: Path) -> dict[str, Any] | None:
     """What was written about a step into this file, if anything was."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
     except (OSError, ValueError):
         return None
     return told if isinstance(told, dict) else None

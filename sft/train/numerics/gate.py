@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from sft.config.model import Precision
 from sft.data.batches.batch import IGNORE, Batch, join
 from sft.data.shards import Pack, Split
-from sft.errors import NumericsError
+from sft.errors import NumericsError, listed
 from sft.model.attention import backend
 from sft.model.neox.model import NeoX
 from sft.train.distributed.ranks import RankGroup
@@ -122,7 +122,7 @@ def require(checks: Sequence[Check], place: str) -> None:
     failed = [check for check in checks if not check.is_passed]
     if failed:
         raise NumericsError(
-            "the model does not compute what it should:" + "".join(f"\n  - {check}" for check in failed),
+            f"the model does not compute what it should:{listed(failed)}",
             on=place,
             hint="`sft doctor --model` compares precisions here; take another one or another version of the attention "
             "kernel (health.numerics_gate=false trains all the same)",

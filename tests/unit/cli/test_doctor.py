@@ -81,6 +81,8 @@ def test_screen_names_versions_kernels_engines_and_disk() -> None:
     assert cpu.count("sdpa per document") == 3
     assert "engines: torch" in text
     assert re.search(r"free here; checkpoints that fit: \d+ of 3B \(40\.6 GiB each\), \d+ of 7B", text)
+    assert "configs for sft train: small_cpu, " in text
+    assert f"batch scripts for Slurm: {doctor.ROOT / 'slurm'}\n" in text
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -27,14 +27,14 @@ SHARDS = {
         "free": {
             "title": "Free Talk",
             "hub_id": "someone/free",
-            "licence": "apache-2.0",
+            "license": "apache-2.0",
             "commercial": True,
             "citation": "Someone, Free Talk, 2023",
         },
         "bound": {
             "title": "Bound Talk",
             "hub_id": "another/bound",
-            "licence": "cc-by-nc-4.0",
+            "license": "cc-by-nc-4.0",
             "commercial": False,
             "citation": "Another, Bound Talk, 2023",
         },
