@@ -116,7 +116,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         hint = (
             "its range is too small: take bf16 or fp32"
             if fits
-            else "the weights are spoilt: take an earlier checkpoint"
+            else "the weights are damaged: take an earlier checkpoint"
         )
         raise NumericsError(f"{name} has values that are not finite in {dtype}", hint=hint)
     return stored

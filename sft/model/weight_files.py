@@ -109,7 +109,7 @@ class StoredTensors(Mapping[str, Tensor]):
                 yield f"{stored} holds {number_format} numbers, expected floating point"
 
     def _gaps(self, name: str, places: list[_Place]) -> Iterator[str]:
-        """What speaks against taking these pieces, which are sorted, for the whole tensor."""
+        """Every reason why these pieces are not exactly the whole tensor; sorts them."""
         if not places:
             yield f"{name} is missing"
             return

@@ -3,8 +3,8 @@
 The input is a flat row of packed documents, without a batch dimension. Parameters have the names that
 Hugging Face GPT-NeoX folders have on disk, so nothing is ever renamed.
 
-Shape letters: T tokens, D width of the residual stream, H heads, E dimensions per head, R rotated ones among
-them, X = 3 D, F width of the MLP, V vocabulary rows, P positions.
+Shape letters: T tokens, D width of the residual stream, H heads, E dimensions per head, G rotated ones among
+them, X = 3 D, F width of the MLP, V vocabulary rows, L positions.
 """
 
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.kv_cache import KVCache
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine for each token, both of shape (T, 1, 1, R / 2), fp32."""
+"""Cosine and sine for each token, both of shape (T, 1, 1, G / 2), fp32."""
 
 
 class Attention(nn.Module):
-    """Layer norm and self-attention with rotary positions on the first R dimensions of each head."""
+    """Layer norm and self-attention with rotary positions on the first G dimensions of each head."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class NeoX(LanguageModel):
             raise DataError(f"{len(documents.lengths)} documents for a cache, which continues one")
         self._check(input_ids_T, documents, num_before)
         rotation = rotary_table(self.config, documents.positions_T.device)
-        cos, sin = (table_PR[documents.positions_T + num_before][:, None, None] for table_PR in rotation)
+        cos, sin = (table_LG[documents.positions_T + num_before][:, None, None] for table_LG in rotation)
         x_TD = self.gpt_neox.embed_in(input_ids_T)
         if noise is not None:
             x_TD = noise.added_to(x_TD)
@@ -224,7 +224,7 @@ class NeoX(LanguageModel):
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs (i, i + R/2) of the first R dimensions by their angles, in fp32, and leave the rest."""
+    """Turn the pairs (i, i + G/2) of the first G dimensions by their angles, in fp32, and leave the rest."""
     cos, sin = rotation
     half = cos.shape[-1]
     first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
@@ -236,9 +236,9 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
 def rotary_table(config: ModelConfig, device: torch.device) -> Rotation:
     """Cosine and sine of every position's angles.
 
-    Shapes: two of (P, R / 2), fp32.
+    Shapes: two of (L, G / 2), fp32.
     """
-    exponents_R = torch.arange(0, config.rotary_dims, 2, dtype=torch.float32, device="cpu") / config.rotary_dims
-    positions_P = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
-    angles_PR = positions_P[:, None] * (1.0 / config.rotary_base**exponents_R)
-    return angles_PR.cos().to(device), angles_PR.sin().to(device)
+    exponents_G = torch.arange(0, config.rotary_dims, 2, dtype=torch.float32, device="cpu") / config.rotary_dims
+    positions_L = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
+    angles_LG = positions_L[:, None] * (1.0 / config.rotary_base**exponents_G)
+    return angles_LG.cos().to(device), angles_LG.sin().to(device)

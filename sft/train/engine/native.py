@@ -122,7 +122,7 @@ class TorchEngine:
     def _totals(self, gradients: list[Tensor]) -> tuple[dict[str, float], float]:
         """The step's sums and the norm of its gradient as it is kept, over all processes."""
         norms = torch.stack(torch._foreach_norm(gradients)).double()
-        totals = torch.cat((self._step_state.sums_K(), norms.square().sum()[None]))
+        totals = torch.cat((self._step_state.sums_M(), norms.square().sum()[None]))
         if self._mesh is not None:
             with as_peer_errors():
                 # Replicas have computed other packs, and hold the same gradients.

@@ -1,6 +1,6 @@
 """What an engine keeps from micro-batch to micro-batch and from step to step, whoever divides its weights.
 
-Shape letters: K named sums of the objective.
+Shape letters: M named sums of the objective.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class StepState:
         for name, total in self._sums.items():
             total += sums[name].detach()
 
-    def sums_K(self) -> Tensor:
+    def sums_M(self) -> Tensor:
         """The sums so far, in the order of their names, as a new tensor in fp64."""
         return torch.stack(tuple(self._sums.values()))
 

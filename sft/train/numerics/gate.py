@@ -215,13 +215,13 @@ def require_finite_weights(model: LanguageModel, place: str, ranks: RankGroup) -
     Raises: NumericsError naming some of them.
     """
     mine = [name for name, parameter in model.named_parameters() if not local(parameter.detach()).isfinite().all()]
-    spoilt = list(dict.fromkeys(name for names in ranks.gather_json(mine) for name in names))
-    if spoilt:
-        shown = ", ".join(spoilt[:NUM_NAMES_SHOWN]) + (", …" if len(spoilt) > NUM_NAMES_SHOWN else "")
+    damaged = list(dict.fromkeys(name for names in ranks.gather_json(mine) for name in names))
+    if damaged:
+        shown = ", ".join(damaged[:NUM_NAMES_SHOWN]) + (", …" if len(damaged) > NUM_NAMES_SHOWN else "")
         raise NumericsError(
-            f"{len(spoilt)} parameters hold values that are not finite: {shown}",
+            f"{len(damaged)} parameters hold values that are not finite: {shown}",
             on=place,
-            hint="the weights are spoilt: take an earlier checkpoint, or fetch the model again",
+            hint="the weights are damaged: take an earlier checkpoint, or fetch the model again",
         )
 
 

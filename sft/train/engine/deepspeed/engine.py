@@ -33,7 +33,7 @@ from sft.train.engine.precision import autocast
 from sft.train.engine.step_state import StepState
 
 OLDEST_VERSION = (0, 19, 8)
-"""Older ones update fp32 weights with gradients that are no numbers."""
+"""Older ones update fp32 weights with gradients that are NaN or infinite."""
 
 
 class DeepSpeedEngine:
@@ -81,7 +81,7 @@ class DeepSpeedEngine:
         with as_peer_errors():
             with self.autocast():
                 sums = named_sums(self._engine, batch, self._device, noise_alpha=alpha, width=width)
-            # If the loss is no number, its gradient becomes none: the norm alone tells whether a step is good.
+            # If the loss is not finite, neither is its gradient: the norm alone tells whether a step is good.
             loss = sums[LOSS]
             self._engine.backward(loss * (factor + 0 * loss.detach()), scale_wrt_gas=False)
         self._step_state.add(sums)
@@ -94,11 +94,11 @@ class DeepSpeedEngine:
     def step(self, lr: float) -> StepResult:
         """Clip, update the weights if everything is finite on every process, and forget the gradient."""
         set_learning_rate(self._optimizer, lr)
-        sums_K = self._step_state.sums_K()
+        sums_M = self._step_state.sums_M()
         with as_peer_errors():
-            dist.all_reduce(sums_K)
+            dist.all_reduce(sums_M)
             grad_norm = self._step_of_all() if self._zero is None else self._step_of_shares()
-        sums = self._step_state.named(sums_K.tolist())
+        sums = self._step_state.named(sums_M.tolist())
         return self._step_state.finish(sums, grad_norm, is_finite=math.isfinite(grad_norm))
 
     @property

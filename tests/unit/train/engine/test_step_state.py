@@ -23,9 +23,9 @@ def test_sums_are_added_up_by_name_and_forgotten_after_the_step() -> None:
     state = make()
     for loss, margin in ((1.0, 0.25), (2.0, 0.5)):
         state.add({"loss": torch.tensor(loss, requires_grad=True), "margin": torch.tensor(margin)})
-    result = state.finish(state.named(state.sums_K().tolist()), 1.5, is_finite=True)
+    result = state.finish(state.named(state.sums_M().tolist()), 1.5, is_finite=True)
     assert (result.loss_sum, result.grad_norm, result.sums) == (3.0, 1.5, {"loss": 3.0, "margin": 0.75})
-    assert state.sums_K().tolist() == [0.0, 0.0]
+    assert state.sums_M().tolist() == [0.0, 0.0]
 
 
 def test_a_skipped_step_is_no_update_and_halves_the_scale() -> None:
