@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sft.chat.encode import CARD_SYSTEM_PROMPT
-from sft.config import EvalConfig
+from sft.config.inference import EvalConfig
 from sft.console.progress import progress
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, NumericsError

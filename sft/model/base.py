@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sft.config import ActivationCheckpointing, ModelConfig
+from sft.config.model import ActivationCheckpointing, ModelConfig
 from sft.model.attention import Documents
 from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.kv_cache import KVCache

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft.config import LoraConfig, ModelConfig
+from sft.config.fields import problems
+from sft.config.model import LoraConfig, ModelConfig
 from sft.errors import ConfigError, NumericsError
 from sft.model.base import LanguageModel
 from sft.model.lora import PLAIN, is_adapter, merged
@@ -30,11 +31,11 @@ def read_config(folder: Path) -> ModelConfig:
         examples = " or ".join(family.example for family in FAMILIES.values())
         known = " or ".join(map(repr, FAMILIES))
         raise ConfigError(f"model_type={kind!r}: expected {known}", on=path, hint=f"start from {examples}")
-    if problems := list(family.config_problems(raw)):
-        raise ConfigError("; ".join(problems), on=path, hint=f"start from {family.example}")
+    if misfits := list(family.config_problems(raw)):
+        raise ConfigError("; ".join(misfits), on=path, hint=f"start from {family.example}")
     config = family.read_config(raw)
-    if problems := list(config.problems()):
-        raise ConfigError("; ".join(problems), on=path)
+    if misfits := list(problems(config)):
+        raise ConfigError("; ".join(misfits), on=path)
     return config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sft.config import ActivationCheckpointing, LoraConfig, ModelConfig
+from sft.config.model import ActivationCheckpointing, LoraConfig, ModelConfig
 from sft.model.base import LanguageModel
 from sft.model.lora import PLAIN, add_adapters
 from sft.model.neox import hf_config as neox_hf

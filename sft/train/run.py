@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_values
 from sft.data.shards import TOKENIZER
 from sft.model.compile import compile_blocks
 from sft.model.hf_folder import read_config, stored_weights
 from sft.model.objectives.next_token import NextToken
 from sft.model.registry import meta_model
-from sft.settings import as_values
 from sft.train.checkpoint.async_writer import Saver
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.checkpoint.rng import random_state, restore_random_state
@@ -181,7 +181,7 @@ def start(
             tracker, ledger = _records(config, inputs, folder) if ranks.is_first else (metrics.Tracker([], 0), Ledger())
         opened.callback(tracker.close)
         opened.callback(saver.wait)
-        profiler = StepProfiler(folder.path, ranks.rank, config.profile_start_step, config.profile_steps)
+        profiler = StepProfiler(folder.path, ranks.rank, config.profiler.start_step, config.profiler.steps)
         opened.callback(profiler.close)
         yield Run(
             config,
@@ -224,7 +224,7 @@ def make_engine(config: TrainConfig, inputs: Inputs, ranks: RankGroup, device: t
     if config.engine == "deepspeed":
         engine = DeepSpeedEngine(NextToken(model), config, device)
     else:
-        mesh = make_mesh(device, ranks.size, config.fsdp_shard_size) if ranks.size > 1 else None
+        mesh = make_mesh(device, ranks.size, config.fsdp.shard_size) if ranks.size > 1 else None
         engine = TorchEngine(NextToken(model), config, device, mesh)
     if checkpoint and state:
         weights = stored_weights(checkpoint, shape, config.lora)

@@ -15,7 +15,7 @@ CONVERTERS = sorted((ROOT / "data_recipes").glob("*/convert.py"))
 
 # Each may import from itself and from what stands before it; names are files or folders of sft/.
 LAYERS = (
-    *("version", "errors", "redact", "hashing", "config", "settings"),
+    *("version", "errors", "redact", "hashing", "config"),
     *("console", "storage", "chat", "data", "model", "train", "inference", "evals", "export", "slurm", "cli"),
     "__main__",
 )
@@ -37,7 +37,7 @@ OF_ONE_FAMILY = re.compile(r"neox|embed_(in|out)\b|query_key_value|dense_\w*4h|f
 MAY_NAME_A_FAMILY = ("model/neox/", "model/registry.py", "chat/", "config.py", "config/")
 # transformers has its home in a folder; everything else in one file, or two.
 HOMES: dict[str, str | tuple[str, ...]] = {
-    "omegaconf": "settings.py",
+    "omegaconf": "config/",
     "pyarrow": ("data/shards.py", "data/documents.py", "data/sources/parquet.py"),
     "huggingface_hub": "data/sources/hub.py",
     "msgspec": "data/sources/rows.py",
@@ -53,7 +53,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "packaging": "cli/doctor.py",
     "transformers": "export/",
 }
-WITHOUT_TORCH = ("errors", "redact", "hashing", "config", "settings", "console", "storage", "chat", "data", "version")
+WITHOUT_TORCH = ("errors", "redact", "hashing", "config", "console", "storage", "chat", "data", "version")
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
 

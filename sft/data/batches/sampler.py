@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.hashing import hashes, mix
 
 

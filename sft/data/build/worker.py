@@ -15,7 +15,7 @@ from sft.chat.conversation import Conversation, Drop
 from sft.chat.encode import CARD_SYSTEM_PROMPT, Encoded, Layout, encode
 from sft.chat.supervision import first_violations
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import BuildConfig, SourceConfig
+from sft.config.data import BuildConfig, SourceConfig
 from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkResult, Rejected
 from sft.data.build.split import is_sampled
 from sft.data.dedup.minhash import signatures

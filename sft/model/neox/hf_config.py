@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 
 MODEL_TYPE = "gpt_neox"
 HEAD, NEWER_HEAD = "embed_out.weight", "lm_head.weight"

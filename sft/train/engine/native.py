@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.model.objectives.base import LOSS, Objective
 from sft.train.distributed.ranks import as_peer_errors

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.model.objectives.base import LOSS
 from sft.train.engine.base import StepResult
 from sft.train.engine.loss_scale import LossScale

@@ -8,7 +8,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from sft.chat.tokenizer import END, PADDING, ChatTokenizer
-from sft.config import InitConfig, ModelConfig, TrainConfig
+from sft.config.model import InitConfig, ModelConfig
+from sft.config.train import TrainConfig
 from sft.model.hf_folder import write_folder
 from sft.model.registry import build
 from sft.train.checkpoint.store import State

@@ -19,8 +19,8 @@ from transformers import (
 from sft.chat.conversation import Message
 from sft.chat.encode import CARD_SYSTEM_PROMPT, encode_prompt
 from sft.chat.tokenizer import TAGS, ChatTokenizer
-from sft.config import ExportConfig
-from sft.config import GenerationConfig as OurGeneration
+from sft.config.inference import ExportConfig
+from sft.config.inference import GenerationConfig as OurGeneration
 from sft.errors import ConfigError, DataError, StorageError
 from sft.export import hf_export as module
 from sft.export.hf_export import export

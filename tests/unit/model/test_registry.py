@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sft.config import LoraConfig, ModelConfig
+from sft.config.model import LoraConfig, ModelConfig
 from sft.model.lora import is_adapter
 from sft.model.registry import FAMILIES, build, family_of, meta_model, parameter_shapes, presets
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.nn.utils import get_total_norm
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.errors import ConfigError
 from sft.model.objectives.base import LOSS, Objective

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.config import InitConfig, TrainConfig
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 
 # Frozen: a change here would reorder every run that is resumed with a newer version.

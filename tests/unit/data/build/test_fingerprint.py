@@ -10,7 +10,7 @@ import pytest
 
 from sft.chat import fast_tokenizer
 from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
-from sft.config import BuildConfig, SourceConfig
+from sft.config.data import BuildConfig, SourceConfig
 from sft.data.build import fingerprint as inputs_module
 from sft.data.build import writer
 from sft.data.build.build import build, collect_inputs

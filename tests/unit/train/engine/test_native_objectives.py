@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import micro_batches
 from sft.data.shards import Shards
 from sft.model.objectives.next_token import NextToken

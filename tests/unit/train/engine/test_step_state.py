@@ -2,7 +2,8 @@
 
 import torch
 
-from sft.config import InitConfig, TrainConfig
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
 from sft.train.engine.step_state import StepState
 
 CONFIG = TrainConfig(
