@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sft.chat.conversation import Conversation
+from sft.chat.formats.registry import format_named
 from sft.chat.tokenizer import train_tokenizer
 from sft.config import BuildConfig, EvalConfig, ExportConfig, GenerationConfig, TrainConfig
 from sft.data.build.build import build, identify_sources
@@ -46,7 +47,7 @@ def demo(out: Path) -> None:
     config, training = _configs(out)
     _title(console, 1, f"Raw rows to packed shards: sft build {MIXTURE}")
     if not Path(config.tokenizer).exists():
-        write_text(Path(config.tokenizer), train_tokenizer(_texts(config), NUM_IDS).json)
+        write_text(Path(config.tokenizer), train_tokenizer(_texts(config), NUM_IDS, format_named(config.format)).json)
     shards = build(config, recipes_dir(MIXTURE))
     overview(shards.folder, console)
 

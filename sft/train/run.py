@@ -131,7 +131,7 @@ class Run:
             counts=replace(self.counts),
             identity=self.inputs.identity,
             config=as_values(self.config),
-            shards={key: manifest.get(key) for key in ("name", "content_digest", "sources", "tokenizer")},
+            shards={key: manifest.get(key) for key in ("name", "content_digest", "sources", "tokenizer", "format")},
             engine=self.engine.state(),
             ledger=self.ledger.digest,
             eval_loss=self.eval_loss,

@@ -58,6 +58,7 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
     (folder / TOKENIZER).write_text(inputs.tokenizer.json, encoding="utf-8")
     facts = inputs.facts | {
         "inputs_digest": inputs.digest,
+        "format": inputs.config.format,
         "seq_len": inputs.config.seq_len,
         "splits": splits,
         "sources": {
@@ -189,7 +190,7 @@ def _copy(
 
 
 def _table(inputs: Inputs, corpus: Corpus, selection: Selection, kept: NDArray[np.bool_]) -> DocumentTable:
-    columns = {name: corpus.records[name][kept] for name in corpus.records.dtype.names or ()}
+    columns = {name: corpus.records[name][kept] for name in corpus.records.dtype.names or () if name != "num_texts"}
     return DocumentTable(
         tuple(inputs.source_names),
         tuple(inputs.file_names),
@@ -197,6 +198,7 @@ def _table(inputs: Inputs, corpus: Corpus, selection: Selection, kept: NDArray[n
         corpus.file[kept],
         uses=selection.uses[kept],
         held_out=selection.held_out[kept],
+        turn_starts=corpus.turn_starts(kept),
         **columns,
     )
 
