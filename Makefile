@@ -4,12 +4,13 @@ BIN := .venv/bin
 # Two workers of one thread each: the suite is made of many small pieces, not of large matrices.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help install demo test faults lint format clean
+.PHONY: help install demo check test faults lint format clean
 
 help:
 	@echo "make install   create .venv and install sft with its development tools"
 	@echo "make demo      the whole pipeline on bundled samples: build, train, evaluate, export, one exchange"
-	@echo "make test      all tests"
+	@echo "make check     lint, types and the tests of what changed: a minute"
+	@echo "make test      all tests, and the slowest twenty"
 	@echo "make faults    the long fault injection and the planted bugs: half an hour; rewrites tests/faults/RESULTS.md"
 	@echo "make lint      ruff, mypy and shellcheck"
 	@echo "make format    let ruff format the code"
@@ -26,8 +27,11 @@ install: .venv/installed
 demo: install
 	$(BIN)/sft demo
 
+check: lint
+	$(PYTEST) $$($(BIN)/python -m tests.support.affected)
+
 test: install
-	$(PYTEST)
+	$(PYTEST) --durations=20 --durations-min=1
 
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.runner --long --report tests/faults

@@ -12,12 +12,16 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
-from sft.config import BuildConfig, InitConfig, OptimizerConfig, TrainConfig
+from sft.config.data import BuildConfig
+from sft.config.engine import OptimizerConfig
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
 from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
 from sft.data.shards import KIND, SCHEMA_VERSION, TOKENIZER, Pack, shard_name, write_shard
 from sft.data.sources.recipe import load_mixture
 from sft.storage.manifest import file_sha256, write_manifest
 from tests.support import forks as forks
+from tests.support.configs import changed
 from tests.support.packs import laid
 
 # Generated cases are the same on every machine, and a slow machine fails no test.
@@ -26,6 +30,8 @@ hypothesis_settings.load_profile("sft")
 
 TINY_SEQ_LEN, TINY_NUM_IDS = 48, 64
 TINY_SOURCES = ("alpha", "beta")
+
+TINY_MODEL = InitConfig(weights="scratch", preset="tiny", vocab_size=TINY_NUM_IDS)
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -57,17 +63,17 @@ def shared_tiny_config(tiny_shards: Path, tmp_path_factory: pytest.TempPathFacto
 
 def make_tiny_config(**changes: Any) -> TrainConfig:
     """A run of 12 steps over two epochs, saved every 4 steps."""
+    first = TrainConfig(shards=changes.pop("shards"), out=changes.pop("out"), model=TINY_MODEL)
     fields: dict[str, Any] = {
-        "model": InitConfig(weights="scratch", preset="tiny", vocab_size=TINY_NUM_IDS),
         "optimizer": OptimizerConfig(lr=1e-3, warmup_steps=3),
         "batch_packs": 4,
         "micro_batch_packs": 2,
         "epochs": 2.0,
         "precision": "fp32",
         "device": "cpu",
-        "save_every_steps": 4,
+        "checkpoint__every_steps": 4,
     }
-    return TrainConfig(**{**fields, **changes})
+    return changed(first, **{**fields, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -100,8 +100,9 @@ def run_verify(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train, or go on."""
-    from sft.config import TrainConfig
-    from sft.settings import load, read_arguments, read_yaml
+    from sft.config.loading import load, read_arguments
+    from sft.config.train import TrainConfig
+    from sft.config.yaml_text import read_yaml
 
     loaded = load(TrainConfig, [read_yaml(options.config), read_arguments(options.settings)])
     if _printed(options, loaded):
@@ -135,7 +136,7 @@ def run_doctor(options: argparse.Namespace) -> None:
 
 def run_eval(options: argparse.Namespace) -> None:
     """Measure checkpoints."""
-    from sft.config import EvalConfig
+    from sft.config.inference import EvalConfig
 
     loaded = _from_arguments(EvalConfig, options)
     if _printed(options, loaded):
@@ -149,7 +150,7 @@ def run_eval(options: argparse.Namespace) -> None:
 
 def run_chat(options: argparse.Namespace) -> None:
     """Talk to a checkpoint."""
-    from sft.config import ChatConfig
+    from sft.config.inference import ChatConfig
 
     loaded = _from_arguments(ChatConfig, options)
     if _printed(options, loaded):
@@ -163,7 +164,7 @@ def run_chat(options: argparse.Namespace) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     """Write a Hugging Face folder."""
-    from sft.config import ExportConfig
+    from sft.config.inference import ExportConfig
 
     loaded = _from_arguments(ExportConfig, options)
     if _printed(options, loaded):
@@ -176,7 +177,7 @@ def run_export(options: argparse.Namespace) -> None:
 
 
 def _from_arguments(schema: type[Any], options: argparse.Namespace) -> Any:
-    from sft.settings import load, read_arguments
+    from sft.config.loading import load, read_arguments
 
     return load(schema, [read_arguments(options.settings)])
 
@@ -184,7 +185,7 @@ def _from_arguments(schema: type[Any], options: argparse.Namespace) -> Any:
 def _printed(options: argparse.Namespace, loaded: Any) -> bool:
     """Print the resolved settings if that is all that was asked for."""
     if options.print_config:
-        from sft.settings import describe
+        from sft.config.yaml_text import describe
 
         print(describe(loaded))
     return bool(options.print_config)

@@ -11,7 +11,11 @@ from rich.text import Text
 from sft.chat.conversation import Conversation
 from sft.chat.formats.registry import format_named
 from sft.chat.tokenizer import train_tokenizer
-from sft.config import BuildConfig, EvalConfig, ExportConfig, GenerationConfig, TrainConfig
+from sft.config.data import BuildConfig
+from sft.config.inference import EvalConfig, ExportConfig, GenerationConfig
+from sft.config.loading import load, read_arguments
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.data.build.build import build, identify_sources
 from sft.data.build.worker import system_text
 from sft.data.digests import digest
@@ -21,7 +25,6 @@ from sft.data.sources.files import read_rows
 from sft.data.sources.recipe import load_converter, load_mixture, recipes_dir
 from sft.data.sources.rows import parse
 from sft.errors import ConfigError
-from sft.settings import load, read_arguments, read_yaml
 from sft.storage.atomic import write_text
 
 MIXTURE = Path("data_recipes/mixtures/sample.yaml")

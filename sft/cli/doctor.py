@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sft.config import Precision, TrainConfig
+from sft.config.model import Precision
+from sft.config.train import TrainConfig
 from sft.errors import ConfigError
 from sft.version import VERSION
 

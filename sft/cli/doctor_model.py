@@ -10,14 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sft.config import ModelConfig, Precision, TrainConfig
+from sft.config.loading import load as load_settings
+from sft.config.loading import read_arguments
+from sft.config.model import ModelConfig, Precision
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.data.shards import Pack, Shards
 from sft.errors import ConfigError
 from sft.inference.load import load
 from sft.model.neox.model import NeoX
 from sft.model.objective import Objective
-from sft.settings import load as load_settings
-from sft.settings import read_arguments, read_yaml
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.distributed.ranks import SINGLE
 from sft.train.distributed.world import choose_device

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sft.config import EvalConfig
+from sft.config.inference import EvalConfig
 from sft.console.progress import progress
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, NumericsError

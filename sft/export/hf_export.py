@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging
 
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import ExportConfig, ModelConfig
+from sft.config.inference import ExportConfig
+from sft.config.model import ModelConfig
 from sft.errors import ConfigError, DataError
 from sft.export.chat_template import verify_template
 from sft.export.model_card import CardFacts, model_card

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.version import VERSION
 
 Source = Mapping[str, Any]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sft.chat.conversation import Message
 from sft.chat.encode import encode_prompt
-from sft.config import GenerationConfig
+from sft.config.inference import GenerationConfig
 from sft.inference.generate import generate
 from sft.inference.load import LoadedModel
 

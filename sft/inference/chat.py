@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sft.chat.conversation import Message
 from sft.chat.encode import encode_prompt
-from sft.config import ChatConfig
+from sft.config.inference import ChatConfig
 from sft.errors import DataError
 from sft.inference.answer import answer
 from sft.inference.load import LoadedModel, load

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sft.config import GenerationConfig
+from sft.config.inference import GenerationConfig
 from sft.errors import DataError, NumericsError
 from sft.model.attention import Documents
 from sft.model.kv_cache import KVCache

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
-from sft.config import ActivationCheckpointing
+from sft.config.model import ActivationCheckpointing
 
 Call = Callable[..., Any]
 """Calls a function with its inputs."""

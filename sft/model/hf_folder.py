@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft.config import LoraConfig, ModelConfig
+from sft.config.fields import problems
+from sft.config.model import LoraConfig, ModelConfig
 from sft.errors import ConfigError, NumericsError
 from sft.model.lora import PLAIN, add_adapters, is_adapter, merged
 from sft.model.neox.model import NeoX
@@ -45,12 +46,11 @@ def read_config(folder: Path) -> ModelConfig:
         raise ConfigError("no such file: not a model folder", on=path, hint="name a Hugging Face folder") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"not readable: {error}", on=path) from error
-    problems = list(_config_problems(raw))
-    if problems:
-        raise ConfigError("; ".join(problems), on=path, hint="start from a GPT-NeoX model such as StableLM-Base-Alpha")
+    if misfits := list(_config_problems(raw)):
+        raise ConfigError("; ".join(misfits), on=path, hint="start from a GPT-NeoX model such as StableLM-Base-Alpha")
     config = _shape(raw)
-    if problems := list(config.problems()):
-        raise ConfigError("; ".join(problems), on=path)
+    if misfits := list(problems(config)):
+        raise ConfigError("; ".join(misfits), on=path)
     return config
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sft.config import LoraConfig
+from sft.config.model import LoraConfig
 from sft.model.neox.model import NeoX
 
 PLAIN = LoraConfig()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.console.progress import duration
 from sft.errors import NumericsError, PeerError
 from sft.train.checkpoint.store import FREE_SPACE_FACTOR
@@ -59,7 +59,7 @@ def dry_run(
     """
     world = world or World.of(environ)
     device = choose_device(config.device, world.local_rank)
-    with connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as ranks:
+    with connected(world, device, timeout_s=config.distributed.timeout_s, init_method=meeting_place) as ranks:
         with ranks.raise_on_all():
             inputs = open_inputs(config)
             engine = make_engine(config, inputs, ranks, device)
@@ -103,7 +103,7 @@ def report(
     steps, tokens = inputs.order.num_steps, inputs.num_tokens_N.mean() * inputs.order.num_samples
     per_process = "" if world_size == 1 else ", in the process that takes most"
     total = f" of {torch.cuda.mem_get_info(device)[1] / 1e9:.1f}" if device.type == "cuda" else ""
-    kept = config.keep_checkpoints + 1
+    kept = config.checkpoint.keep_last + 1
     space = "" if free > FREE_SPACE_FACTOR * kept * checkpoint_bytes else ": too little"
     return [
         f"one step on the dearest packs: loss {tried.loss:.3f}, {tried.num_tokens / tried.seconds:,.0f} tokens/s, "

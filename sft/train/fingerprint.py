@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.shards import Shards
 
 Identity = dict[str, Any]
@@ -23,7 +23,8 @@ def identity(config: TrainConfig, shards: Shards) -> Identity:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for every entry that is not the same, with both values."""
+    """One line for every entry that is not the same, with both values; `before` may know settings by earlier names."""
+    before = {TrainConfig.FORMERLY.get(name, name): value for name, value in before.items()}
     return [
         f"{name}: was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, StorageError
@@ -105,14 +105,14 @@ def _enter(config: TrainConfig, folder: RunFolder, ident: Identity) -> tuple[str
 
 
 def _valid_split(config: TrainConfig, shards: Shards) -> Split | None:
-    if not config.eval_every_steps:
+    if not config.evaluation.every_steps:
         return None
     valid = shards.split("valid")
     if not len(valid):
         raise ConfigError(
-            f"eval_every_steps={config.eval_every_steps}: the valid split is empty",
+            f"evaluation.every_steps={config.evaluation.every_steps}: the valid split is empty",
             on=config.shards,
-            hint="build with valid_share above 0, or set eval_every_steps=0",
+            hint="build with valid_share above 0, or set evaluation.every_steps=0",
         )
     return valid
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from sft.config import TrainConfig
+from sft.config.loading import load
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.data.batches.sampler import Order
 from sft.data.inspect.show import print_packs
 from sft.data.report.pack_browser import visible
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
-from sft.settings import load, read_yaml
 from sft.train.fingerprint import differences, identity
 from sft.train.monitor.bad_steps import bad_step_path, read_bad_step
 from sft.train.monitor.metrics import SCALE, SPIKE, STEP, Record, read_records

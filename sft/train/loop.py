@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.console.progress import progress
 from sft.data.batches.batch import Batch
 from sft.data.shards import Split
@@ -59,7 +59,7 @@ def train(
     stop = Stop(Path(config.out), job_deadline(environ, config.stop_margin_s, clock=clock), clock)
     with (
         stop.listening(),
-        connected(world, device, timeout_s=config.peer_timeout_s, init_method=meeting_place) as ranks,
+        connected(world, device, timeout_s=config.distributed.timeout_s, init_method=meeting_place) as ranks,
         RunFolder.hold(Path(config.out), ranks) as folder,
         Watchdog(folder.path, world, config) as watchdog,
     ):
@@ -80,7 +80,7 @@ def run_to_end(run: Run) -> None:
     if run.counts.num_steps:
         run.say(f"{run.folder.path}: going on after step {run.counts.num_steps} of {num_steps}")
     settle(run)
-    if run.config.eval_at_start and not run.counts.num_steps:
+    if run.config.evaluation.at_start and not run.counts.num_steps:
         evaluate(run)
     with progress("training", num_steps, unit="steps", start=run.counts.num_steps, shown=run.ranks.is_first) as advance:
         while not run.is_finished:
@@ -88,9 +88,9 @@ def run_to_end(run: Run) -> None:
             with run.profiler.step(run.counts.num_steps + 1):
                 remark = train_step(run)
             settle(run)
-            if run.is_due(run.config.eval_every_steps):
+            if run.is_due(run.config.evaluation.every_steps):
                 evaluate(run)
-            if run.is_due(run.config.save_every_steps):
+            if run.is_due(run.config.checkpoint.every_steps):
                 save_if_possible(run)
             advance(1, remark)
     checkpoint = save(run)
@@ -104,7 +104,7 @@ def pass_gate(run: Run) -> None:
 
     Raises: NumericsError if they do not.
     """
-    if not run.config.numerics_gate:
+    if not run.config.health.numerics_gate:
         return
     run.beat("gate")
     model, split, precision = run.engine.model, run.inputs.split, run.config.precision
@@ -213,7 +213,7 @@ def evaluate(run: Run) -> None:
             run.engine.measure,
             valid,
             run.inputs.shards.documents,
-            max_packs=run.config.eval_max_packs,
+            max_packs=run.config.evaluation.max_packs,
             micro_batch_packs=run.config.micro_batch_packs,
             ranks=run.ranks,
             advance=advance,

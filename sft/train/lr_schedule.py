@@ -2,7 +2,7 @@
 
 import math
 
-from sft.config import OptimizerConfig
+from sft.config.engine import OptimizerConfig
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_values
 from sft.data.shards import TOKENIZER
 from sft.model.compile import compile_blocks
 from sft.model.hf_folder import parameter_shapes, read_config
 from sft.model.lora import add_adapters
 from sft.model.neox.model import NeoX
-from sft.settings import as_values
 from sft.train.checkpoint.async_writer import Saver
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.checkpoint.rng import random_state, restore_random_state
@@ -182,7 +182,7 @@ def start(
             tracker, ledger = _records(config, inputs, folder) if ranks.is_first else (metrics.Tracker([], 0), Ledger())
         opened.callback(tracker.close)
         opened.callback(saver.wait)
-        profiler = StepProfiler(folder.path, ranks.rank, config.profile_start_step, config.profile_steps)
+        profiler = StepProfiler(folder.path, ranks.rank, config.profiler.start_step, config.profiler.steps)
         opened.callback(profiler.close)
         yield Run(
             config,
@@ -227,7 +227,7 @@ def make_engine(config: TrainConfig, inputs: Inputs, ranks: RankGroup, device: t
     if config.engine == "deepspeed":
         engine = DeepSpeedEngine(model, config, device)
     else:
-        mesh = make_mesh(device, ranks.size, config.fsdp_shard_size) if ranks.size > 1 else None
+        mesh = make_mesh(device, ranks.size, config.fsdp.shard_size) if ranks.size > 1 else None
         engine = TorchEngine(model, config, device, mesh)
     if checkpoint and state:
         shapes = parameter_shapes(shape, config.lora)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_yaml
 from sft.errors import ConfigError, StorageError
-from sft.settings import as_yaml
 from sft.storage.atomic import write_text
 from sft.storage.folder_lock import lease
 from sft.train.checkpoint.store import clean

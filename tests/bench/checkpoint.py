@@ -22,7 +22,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from table import facts, show, write
 
-from sft.config import InitConfig, ModelConfig, TrainConfig
+from sft.config.model import InitConfig, ModelConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.model.neox.model import NeoX
 from sft.train.checkpoint.async_writer import Saver

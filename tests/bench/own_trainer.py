@@ -7,7 +7,9 @@ from typing import Any
 from measured import Job
 from steps import BETAS, CLIP_NORM, EPS, LR, WEIGHT_DECAY, Watch, Work
 
-from sft.config import InitConfig, OptimizerConfig, TrainConfig
+from sft.config.engine import OptimizerConfig
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
 
 PARTS = ("engine", "loader", "logging", "ledger")
 
@@ -53,7 +55,7 @@ def prepare_own(work: Work) -> Job:
         max_steps=work.num_steps,
         precision=work.precision,  # type: ignore[arg-type]
         device="cpu",
-        save_every_steps=1 << 30,
+        checkpoint__every_steps=1 << 30,
     )
     watch = Watch()
 

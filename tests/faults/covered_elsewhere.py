@@ -7,7 +7,7 @@ BAD_INPUT = "tests/integration/test_bad_input.py"
 ROWS = ("tests/unit/data/sources/test_rows.py", "tests/unit/data/sources/test_files.py")
 HOSTILE = "tests/unit/chat/test_encode_hostile_text.py"
 SLURM = ("tests/slurm/test_batch_scripts.py", "tests/slurm/test_script_files.py")
-MISTAKES = "tests/unit/test_settings_mistakes.py"
+MISTAKES = "tests/unit/config/test_loading_mistakes.py"
 
 
 def tested(case_id: str, text: str, promise: str, *files: str) -> Case:
@@ -64,11 +64,11 @@ ELSEWHERE = (
     open_kind("I7", "missing module, wrong environment", "s", "nothing plants it yet"),
     tested("I8", "log file after a requeue", "P11", *SLURM),
     tested("K1", "every key misspelt by one letter", "P11", MISTAKES),
-    tested("K2", "wrong type, range, choice, contradiction", "P11", "tests/unit/test_settings.py", MISTAKES),
-    tested("K3", "sizes that do not divide", "P11", "tests/unit/test_config.py"),
+    tested("K2", "wrong type, range, choice, contradiction", "P11", "tests/unit/config/test_loading.py", MISTAKES),
+    tested("K3", "sizes that do not divide", "P11", "tests/unit/config/test_fields.py"),
     tested("K4", "model or data of another tokenizer", "P11", BAD_INPUT),
     tested("K5", "run folder of another run", "P11 P12", BAD_INPUT, "tests/unit/train/test_run_folder.py"),
-    tested("K6", "setting that no code reads", "P11", "tests/unit/test_config.py"),
+    tested("K6", "setting that no code reads", "P11", "tests/unit/config/test_fields.py"),
     open_kind("L1", "checkpoint vanishes while it is evaluated", "d", "nothing plants it yet"),
     open_kind("L2", "one evaluation task fails", "c", "nothing plants it yet"),
     tested("L3", "exported folder differs from the checkpoint", "P2", "tests/unit/export/test_hf_export.py"),

@@ -14,7 +14,8 @@ import torch._dynamo  # the optimizer loads it at its first step; once here is f
 
 from sft.chat.tokenizer import train_tokenizer
 from sft.cli.main import main
-from sft.config import InitConfig, TrainConfig
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
 from sft.train.loop import train
 from tests.conftest import NUM_IDS, TEXTS, make_tiny_config, write_raw_mixture, write_tiny_shards
 from tests.faults import failpoints
@@ -51,7 +52,7 @@ class Material:
 
         Without the proof before the first step, whose forward passes would count among those that cases count.
         """
-        fixed = {"shards": str(self.shards), "fp16_scale_window": 3, "numerics_gate": False}
+        fixed = {"shards": str(self.shards), "fp16__scale_window": 3, "health__numerics_gate": False}
         return make_tiny_config(**{**fixed, **changes})
 
     def _straight(self, precision: str, size: int = 1) -> Straight:

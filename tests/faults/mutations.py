@@ -67,7 +67,7 @@ def unstaged_checkpoints() -> None:
 
 def retire_in_place(_original: Any, checkpoints: Path, config: Any) -> None:
     """Delete old checkpoints without taking their names away first."""
-    for folder in sorted(checkpoints.glob("step-*"), reverse=True)[config.keep_checkpoints :]:
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True)[config.checkpoint.keep_last :]:
         shutil.rmtree(folder)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.cli.main import main
-from sft.config import TrainConfig
-from sft.settings import as_yaml
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_yaml
 from tests.faults import failpoints
 from tests.faults.fixtures import NUM_STEPS, Material, Straight
 from tests.faults.oracle import (
@@ -71,8 +71,8 @@ class Bench:
         """Make sure that a run that died left what it must."""
         out = Path(config.out)
         # A save beside training has to be published before the next one begins.
-        interval = config.save_every_steps * (2 if config.async_save else 1)
-        require_kept(out, last_step(out) if reached is None else reached, interval, config.keep_checkpoints)
+        interval = config.checkpoint.every_steps * (2 if config.checkpoint.async_save else 1)
+        require_kept(out, last_step(out) if reached is None else reached, interval, config.checkpoint.keep_last)
 
     def train_together(self, config: TrainConfig, *hooks: tuple[Hook, ...]) -> list[Victim]:
         """Start one process for each tuple of hooks; they train together."""

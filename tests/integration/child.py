@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch._dynamo  # the optimizer loads it at its first step; once here is faster than once in every fork
 
-from sft.config import TrainConfig
+from sft.config.loading import load
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.errors import SftError
-from sft.settings import load, read_yaml
 from sft.train.checkpoint import async_writer
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train

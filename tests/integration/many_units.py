@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.build.build import build
 from sft.data.build.chunk import ChunkFile
 

@@ -252,7 +252,7 @@ def test_shards_changed_after_the_build_are_refused_by_file(
 def train(shards: Path, *settings: str) -> int:
     config = str(PROJECT / "configs/tiny_cpu.yaml")
     places = [f"shards={shards}", f"out={shards.parent / 'run'}"]
-    return main(["train", config, *places, "max_steps=2", "eval_every_steps=0", *settings])
+    return main(["train", config, *places, "max_steps=2", "evaluation.every_steps=0", *settings])
 
 
 BAD_TRAINING: list[tuple[str, list[str], int, list[str]]] = [

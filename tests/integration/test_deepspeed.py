@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.train.engine.deepspeed.engine import DeepSpeedEngine
 from sft.train.loop import train
 from sft.train.monitor.metrics import read_records
@@ -44,8 +44,8 @@ def test_a_run_goes_from_zero_to_fsdp_to_another_stage_and_is_the_run_of_one_pro
     tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preload()
-    alone = tiny_config(eval_every_steps=6)
-    changing = tiny_config(eval_every_steps=6, out=str(tmp_path / "changing"), save_every_steps=100)
+    alone = tiny_config(evaluation__every_steps=6)
+    changing = tiny_config(evaluation__every_steps=6, out=str(tmp_path / "changing"), checkpoint__every_steps=100)
     train(alone)
     with monkeypatch.context() as asking:
         stop_at(asking, 4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.train.checkpoint.store import State, published
 from sft.train.engine.native import TorchEngine
@@ -54,7 +54,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, rank: int) -> None:
 
 
 def test_a_run_of_several_processes_is_the_run_of_one(tiny_config: MakeConfig, tmp_path: Path) -> None:
-    alone, together = tiny_config(eval_every_steps=6), tiny_config(eval_every_steps=6, out=str(tmp_path / "together"))
+    alone, together = (
+        tiny_config(evaluation__every_steps=6),
+        tiny_config(evaluation__every_steps=6, out=str(tmp_path / "together")),
+    )
     train(alone)
     finished(train_on(3, together))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
@@ -71,7 +74,7 @@ def test_a_run_of_several_processes_is_the_run_of_one(tiny_config: MakeConfig, t
 def test_a_run_changes_its_number_of_processes_twice_and_uses_every_pack_once_per_epoch(
     tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, elastic = tiny_config(), tiny_config(out=str(tmp_path / "elastic"), save_every_steps=100)
+    alone, elastic = tiny_config(), tiny_config(out=str(tmp_path / "elastic"), checkpoint__every_steps=100)
     train(alone)
     for size, step in ((1, 4), (4, 5)):
         with monkeypatch.context() as asking:
@@ -91,8 +94,8 @@ def test_a_run_changes_its_number_of_processes_twice_and_uses_every_pack_once_pe
 def test_a_stopped_run_of_two_ends_with_the_same_bits(
     async_save: bool, tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = tiny_config(async_save=async_save)
-    stopped = tiny_config(async_save=async_save, out=str(tmp_path / "stopped"))
+    straight = tiny_config(checkpoint__async_save=async_save)
+    stopped = tiny_config(checkpoint__async_save=async_save, out=str(tmp_path / "stopped"))
     finished(train_on(2, straight))
     with monkeypatch.context() as asking:
         stop_at(asking, 6, rank=0)

@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from sft.config import BuildConfig, SourceConfig
+from sft.config.data import BuildConfig, SourceConfig
 from sft.data.sources.fetch import fetch
 from sft.data.sources.files import find_files, identify
 from sft.data.sources.hub import Patience

@@ -39,7 +39,7 @@ Work = Callable[[Watchdog], object]
 @pytest.fixture
 def ranks(start: Start, tiny_config: MakeConfig) -> Start:
     """Starts ranks that are connected, watched closely, and then do their piece of work."""
-    config = tiny_config(hang_timeout_s=LIMIT_S, first_step_timeout_s=LIMIT_S)
+    config = tiny_config(hang__timeout_s=LIMIT_S, hang__first_step_timeout_s=LIMIT_S)
 
     def live(work: Work, world: World, folder: Path) -> None:
         if world.size > 1:
@@ -174,7 +174,7 @@ def test_rank_that_lost_another_and_hangs_while_it_tears_down_leaves_all_the_sam
 @pytest.fixture
 def run(start: Start, tiny_config: MakeConfig, tmp_path: Path) -> Callable[[Callable[[int], object]], list[Rank]]:
     """Starts a run of two ranks of which the second one does something whenever it gets its batches of a step."""
-    config = tiny_config(out=str(tmp_path / "run"), hang_timeout_s=LIMIT_S, first_step_timeout_s=TOO_LATE_S)
+    config = tiny_config(out=str(tmp_path / "run"), hang__timeout_s=LIMIT_S, hang__first_step_timeout_s=TOO_LATE_S)
     original = loop.shared_batches
 
     def live(disturb: Callable[[int], object], world: World, folder: Path) -> None:

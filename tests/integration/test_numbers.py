@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train

@@ -173,8 +173,9 @@ def test_every_shipped_config_loads(config: str) -> None:
 
 @pytest.mark.parametrize(("size", "batch", "warmup"), [("3b", 256, 50), ("7b", 128, 100)])
 def test_card_values_are_in_the_configs(size: str, batch: int, warmup: int) -> None:
-    from sft.config import TrainConfig
-    from sft.settings import load, read_yaml
+    from sft.config.loading import load
+    from sft.config.train import TrainConfig
+    from sft.config.yaml_text import read_yaml
 
     config = load(TrainConfig, [read_yaml(PROJECT / f"configs/stablelm_tuned_alpha_{size}.yaml")]).config
     assert (config.batch_packs, config.optimizer.warmup_steps) == (batch, warmup)

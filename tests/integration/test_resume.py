@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_yaml
 from sft.errors import StorageError
-from sft.settings import as_yaml
 from sft.train.loop import train
 from sft.train.monitor.metrics import read_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeConfig = Callable[..., TrainConfig]
-CHILD = Path(__file__).with_name("child.py")
+ROOT = Path(__file__).parents[2]
 # Saves in the foreground: of a process that is killed, one knows what it has saved.
-TWENTY_STEPS: dict[str, Any] = {"epochs": 10 / 3, "save_every_steps": 5, "async_save": False}
+TWENTY_STEPS: dict[str, Any] = {"epochs": 10 / 3, "checkpoint__every_steps": 5, "checkpoint__async_save": False}
 LAST = "checkpoints/step-00000020"
 
 # What happens to a run (see child.py), in which precision, its exit code, and the checkpoint left to go on from.
@@ -58,7 +58,8 @@ def died(shared_tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactor
         path = tmp_path_factory.mktemp("configs") / f"{number}.yaml"
         path.write_text(as_yaml(configs[name]))
         arguments.append(f"{path}:{event}")
-    child = subprocess.run([sys.executable, str(CHILD), *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "tests.integration.child", *arguments]
+    child = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     codes = [int(line) for line in child.stdout.splitlines()]
     newest = [newest_step(Path(config.out)) for config in configs.values()]
     return dict(zip(configs, map(Died, configs.values(), codes, newest), strict=True))

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft.config import DeepSpeedConfig, LoraConfig, OptimizerConfig, TrainConfig
+from sft.config.engine import DeepSpeedConfig, OptimizerConfig
+from sft.config.model import LoraConfig
+from sft.config.train import TrainConfig
 from sft.errors import StopRequested
 from sft.model.compile import compile_blocks
 from sft.model.hf_folder import parameter_shapes, read_config
@@ -142,9 +144,9 @@ def test_noise_does_not_depend_on_the_micro_batch(
 
 def test_held_out_loss_is_measured_without_noise(tiny_config: MakeConfig, tmp_path: Path) -> None:
     """Before the first step the models are the same, so only noise could tell them apart."""
-    plain = tiny_config(**SHORT, eval_every_steps=6, eval_at_start=True)
+    plain = tiny_config(**SHORT, evaluation__every_steps=6, evaluation__at_start=True)
     noisy = tiny_config(
-        **SHORT, eval_every_steps=6, eval_at_start=True, neftune_alpha=50.0, out=str(tmp_path / "noisy")
+        **SHORT, evaluation__every_steps=6, evaluation__at_start=True, neftune_alpha=50.0, out=str(tmp_path / "noisy")
     )
     first = []
     for config in (plain, noisy):

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sft.config import TrainConfig, WandbConfig
-from sft.settings import as_yaml
+from sft.config.train import TrainConfig, WandbConfig
+from sft.config.yaml_text import as_yaml
 from sft.train.monitor.metrics import read_records
 from tests.integration.wandb_server import wandb_server
 
@@ -24,8 +24,8 @@ TIMEOUT_S = 1.0
 REPORTS = f"""
 import sys
 from pathlib import Path
-from sft.config import TrainConfig
-from sft.settings import load, read_yaml
+from sft.config.train import TrainConfig
+from sft.config.loading import load, read_yaml
 from sft.console.streams import command_environment
 from sft.train.monitor import metrics
 metrics.INIT_TIMEOUT_S = metrics.FINISH_TIMEOUT_S = {TIMEOUT_S}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.sources.recipe import load_converter, load_mixture
 
 RECIPES = Path(__file__).parents[2] / "data_recipes"

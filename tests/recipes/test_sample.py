@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sft.chat.conversation import Conversation, Drop
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.filters.language import other_language
 from sft.data.sources.files import find_files, read_rows
 from sft.data.sources.recipe import Convert, load_mixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from sft.config import DeepSpeedConfig, ModelConfig, TrainConfig
+from sft.config.engine import DeepSpeedConfig
+from sft.config.model import ModelConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch, micro_batches
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards

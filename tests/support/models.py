@@ -2,7 +2,8 @@
 
 import torch
 
-from sft.config import InitConfig, LoraConfig, ModelConfig, TrainConfig
+from sft.config.model import InitConfig, LoraConfig, ModelConfig
+from sft.config.train import TrainConfig
 from sft.data.shards import Shards
 from sft.model.lora import PLAIN, add_adapters
 from sft.model.neox.model import NeoX, build

@@ -14,7 +14,7 @@ CONVERTERS = sorted((ROOT / "data_recipes").glob("*/convert.py"))
 
 # Each may import from itself and from what stands before it; names are files or folders of sft/.
 LAYERS = (
-    *("version", "errors", "redact", "config", "settings"),
+    *("version", "errors", "redact", "config"),
     *("console", "storage", "chat", "data", "model", "train", "inference", "evals", "export", "slurm", "cli"),
     "__main__",
 )
@@ -28,7 +28,7 @@ LAYERS_INSIDE = {
 MAX_FILES_IN_A_FOLDER = 14
 # transformers has its home in a folder; everything else in one file, or two.
 HOMES: dict[str, str | tuple[str, ...]] = {
-    "omegaconf": "settings.py",
+    "omegaconf": "config/",
     "pyarrow": ("data/shards.py", "data/documents.py", "data/sources/parquet.py"),
     "huggingface_hub": "data/sources/hub.py",
     "msgspec": "data/sources/rows.py",
@@ -44,7 +44,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "packaging": "cli/doctor.py",
     "transformers": "export/",
 }
-WITHOUT_TORCH = ("errors", "redact", "config", "settings", "console", "storage", "chat", "data", "version")
+WITHOUT_TORCH = ("errors", "redact", "config", "console", "storage", "chat", "data", "version")
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli.main import main
-from sft.config import TrainConfig
+from sft.config.loading import load, read_arguments
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.errors import ConfigError
 from sft.redact import HIDDEN, environment_secrets, redact, refuse_secrets
-from sft.settings import load, read_arguments, read_yaml
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary0123456789canary0123456789canary01"

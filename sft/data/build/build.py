@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.console.progress import progress
 from sft.data.build.chunk import Chunk, ChunkFile
 from sft.data.build.counts import SourceCounts, check

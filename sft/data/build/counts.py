@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sft.chat.conversation import DAMAGE, Reason
-from sft.config import SourceConfig
+from sft.config.data import SourceConfig
 from sft.data.build.chunk import ChunkFile
 from sft.errors import DataError
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.build.worker import Ingredients
 from sft.data.shards import Shards, token_type
 from sft.data.sources.files import SourceFile

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.build.chunk import Chunk, ChunkFile, write_chunk
 from sft.data.build.worker import Ingredients, Worker, wanted_check_share
 from sft.errors import PeerError, StorageError

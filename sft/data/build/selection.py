@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sft.chat.conversation import Reason
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.build.corpus import Corpus
 from sft.data.build.split import held_out, repeats
 from sft.data.dedup.minhash import shingles

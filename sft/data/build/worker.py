@@ -16,7 +16,7 @@ from sft.chat.encode import Encoded, Layout, encode
 from sft.chat.formats.registry import format_named
 from sft.chat.supervision import first_violations
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import BuildConfig, SourceConfig
+from sft.config.data import BuildConfig, SourceConfig
 from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkResult, Rejected
 from sft.data.build.split import is_sampled
 from sft.data.dedup.minhash import signatures

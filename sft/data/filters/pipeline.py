@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sft.chat.conversation import Conversation, Drop
-from sft.config import SourceConfig
+from sft.config.data import SourceConfig
 from sft.data.filters.contamination import EvaluationIndex
 from sft.data.filters.language import other_language
 from sft.data.filters.length import wrong_length

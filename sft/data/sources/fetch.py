@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sft.config import BuildConfig, SourceConfig
+from sft.config.data import BuildConfig, SourceConfig
 from sft.console.progress import Advance, progress
 from sft.data.sources.hub import PATIENT, Hub, HubFile, Patience, Repository, size_of
 from sft.data.sources.lockfile import Lock, LockedFile, LockedSource, raw_name, read_lock, write_lock

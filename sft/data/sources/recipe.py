@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sft.chat.conversation import Conversation, Drop
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
+from sft.config.loading import Layer, Resolved, load, read_arguments
+from sft.config.yaml_text import read_yaml
 from sft.errors import ConfigError
-from sft.settings import Layer, Resolved, load, read_arguments, read_yaml
 from sft.storage.manifest import file_sha256
 
 Convert = Callable[[Mapping[str, object]], Conversation | Drop]

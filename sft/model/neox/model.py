@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from sft.config import ActivationCheckpointing, ModelConfig
+from sft.config.model import ActivationCheckpointing, ModelConfig
 from sft.errors import DataError
 from sft.model.activation_checkpointing import Call, runners
 from sft.model.attention import Documents, attend, attend_to_cache

@@ -1,6 +1,6 @@
 """The model shapes that have a name."""
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 
 PRESETS: dict[str, ModelConfig] = {
     # The rows beyond the tokenizer's 50280 entries are the base models' own padding; they are never cut off.

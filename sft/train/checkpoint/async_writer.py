@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.errors import SftError
 from sft.storage.atomic import staging_path, sync
 from sft.storage.manifest import file_facts

@@ -23,7 +23,7 @@ def save_if_possible(run: Run) -> None:
     """
     try:
         begin(run)
-        if not run.config.async_save:
+        if not run.config.checkpoint.async_save:
             publish(run)
     except StorageError as error:
         _count_failure(run, error)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sft.config import InitConfig, LoraConfig, ModelConfig
+from sft.config.fields import problems
+from sft.config.model import InitConfig, LoraConfig, ModelConfig
 from sft.data.shards import TOKENIZER, Shards
 from sft.errors import ConfigError
 from sft.model.hf_folder import parameter_shapes, read_config
@@ -28,10 +29,10 @@ def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
     Raises: ConfigError listing everything in which weights, preset and shards do not fit together.
     """
     shape = _scratch_shape(init) if init.weights == SCRATCH else read_config(Path(init.weights))
-    problems = [*shape.problems(), *_misfits(shape, init, shards)]
-    if problems:
+    misfits = [*problems(shape), *_misfits(shape, init, shards)]
+    if misfits:
         raise ConfigError(
-            "model and shards do not fit:" + "".join(f"\n  - {text}" for text in problems),
+            "model and shards do not fit:" + "".join(f"\n  - {text}" for text in misfits),
             on=f"model.weights={init.weights}",
             hint="start from the base model of this tokenizer, or build the shards with this model's tokenizer",
         )

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.errors import StorageError
 from sft.storage.manifest import MANIFEST
 from sft.train.checkpoint.store import TRASH_PREFIX, State, published, step_of
@@ -30,10 +30,10 @@ def retire(checkpoints: Path, config: TrainConfig) -> None:
 
 def kept_steps(found: Sequence[tuple[int, float | None]], config: TrainConfig) -> list[int]:
     """The steps to keep of those found, each with its held-out loss if it was measured."""
-    newest = sorted((step for step, _ in found), reverse=True)[: config.keep_checkpoints]
+    newest = sorted((step for step, _ in found), reverse=True)[: config.checkpoint.keep_last]
     measured = sorted((loss, step) for step, loss in found if loss is not None)
-    best = [step for _, step in measured[: config.keep_best]]
-    every = config.keep_every_steps
+    best = [step for _, step in measured[: config.checkpoint.keep_best]]
+    every = config.checkpoint.keep_every_steps
     return [*newest, *best, *(step for step, _ in found if every and step % every == 0)]
 
 

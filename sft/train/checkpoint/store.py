@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.config import LoraConfig
+from sft.config.model import LoraConfig
 from sft.errors import DataError, StorageError
 from sft.storage.atomic import STAGING_PREFIX, staging_path, sync_folder, write_text
 from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
@@ -202,7 +202,7 @@ def _require_space(checkpoints: Path, num_bytes: int) -> None:
         raise StorageError(
             f"{free / 1e9:.1f} GB free, a checkpoint needs {needed / 1e9:.1f} GB",
             on=checkpoints,
-            hint="make room, or lower keep_checkpoints",
+            hint="make room, or lower checkpoint.keep_last",
         )
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.errors import DataError
 from sft.model.hf_folder import write_config, write_folder
 from sft.model.stored_weights import PIECES, StoredWeights

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sft.config import Device
+from sft.config.model import Device
 from sft.errors import ConfigError
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))

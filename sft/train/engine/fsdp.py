@@ -24,7 +24,7 @@ def make_mesh(device: torch.device, world_size: int, shard_size: int | None) -> 
     size = world_size if shard_size is None else shard_size
     if world_size % size:
         raise ConfigError(
-            f"fsdp_shard_size={size}: {world_size} processes cannot be grouped so",
+            f"fsdp.shard_size={size}: {world_size} processes cannot be grouped so",
             hint="take a divisor, such as the number of GPUs per node, or null for one group",
         )
     return init_device_mesh(device.type, (world_size // size, size), mesh_dim_names=(REPLICAS, SHARDS))

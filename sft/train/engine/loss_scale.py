@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.train.engine.base import SMALLEST_SCALE
 
 
@@ -10,8 +10,8 @@ class LossScale:
     """The factor that keeps fp16 gradients within the format's range; always a power of two, so it rounds nothing."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._is_used, self._window = config.precision == "fp16", config.fp16_scale_window
-        self.value = 2.0**config.fp16_initial_scale_power if self._is_used else SMALLEST_SCALE
+        self._is_used, self._window = config.precision == "fp16", config.fp16.scale_window
+        self.value = 2.0**config.fp16.initial_scale_power if self._is_used else SMALLEST_SCALE
         self._num_good = 0
 
     def update(self, *, is_finite: bool) -> None:

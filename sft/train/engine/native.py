@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.model.attention import Documents
 from sft.model.embedding_noise import EmbeddingNoise

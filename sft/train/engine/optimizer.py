@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sft.config import OptimizerConfig
+from sft.config.engine import OptimizerConfig
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

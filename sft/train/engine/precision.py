@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from sft.config import Precision
+from sft.config.model import Precision
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

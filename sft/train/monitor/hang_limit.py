@@ -4,7 +4,7 @@ import math
 from collections import deque
 from statistics import median
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 
 STEP = "step"
 """The one phase with a short limit; all others, such as loading and saving, may take long."""
@@ -16,8 +16,8 @@ class Patience:
     """Learns from the steps done how long the next sign of life may take."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._short_s = config.hang_timeout_s or math.inf
-        self._long_s = config.first_step_timeout_s or math.inf
+        self._short_s = config.hang.timeout_s or math.inf
+        self._long_s = config.hang.first_step_timeout_s or math.inf
         self._steps_s: deque[float] = deque(maxlen=NUM_STEPS_REMEMBERED)
         self._begun_s = self._heard_s = 0.0
         self.phase, self.step = "start", 0

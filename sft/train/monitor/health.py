@@ -84,7 +84,7 @@ class Counts:
             return None
         self.num_scale_cuts += scale < old
         self.num_scale_raises += scale > old
-        return ScaleChange(old, scale, "overflow" if scale < old else "no overflow for fp16_scale_window steps")
+        return ScaleChange(old, scale, "overflow" if scale < old else "no overflow for fp16.scale_window steps")
 
     def add_loss(self, loss: float, window: int, sigmas: float) -> Spike | None:
         """Remember a step's loss; the spike, if one begins here.
@@ -141,7 +141,7 @@ def reason_to_end(
             f"{_many(counts.num_bad_in_a_row, 'step')} in a row{floor}; the weights were left alone"
         )
     if max_loss is not None and max_loss < loss < math.inf:
-        return f"loss {loss:.4g} is above max_loss={max_loss:g}"
+        return f"loss {loss:.4g} is above health.max_loss={max_loss:g}"
     return None
 
 

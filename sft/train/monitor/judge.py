@@ -23,12 +23,14 @@ def judge(run: Run, packs: Sequence[int], result: StepResult, loss: float) -> No
     change = counts.add_scale(result.scale)
     if change:
         run.tracker.log(metrics.SCALE, counts.num_steps, **dataclasses.asdict(change))
-    spike = counts.add_loss(loss, config.spike_window, config.spike_sigmas)
+    spike = counts.add_loss(loss, config.health.spike_window, config.health.spike_sigmas)
     if spike:
         run.tracker.log(metrics.SPIKE, counts.num_steps, **dataclasses.asdict(spike), packs=list(packs))
         if run.ranks.is_first:
             _warn(counts.num_steps, spike, run.folder.path)
-    end = reason_to_end(counts, result, loss, max_bad_steps=config.max_bad_steps, max_loss=config.max_loss)
+    end = reason_to_end(
+        counts, result, loss, max_bad_steps=config.health.max_bad_steps, max_loss=config.health.max_loss
+    )
     report = _report(run, packs, result, loss, end) if run.ranks.is_first and (end or is_bad(result)) else None
     if end:
         raise numerics_error(counts, packs, end, run.folder.path, report)

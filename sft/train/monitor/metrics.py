@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_values
 from sft.errors import ConfigError
 from sft.redact import environment_secrets, redact
-from sft.settings import as_values
 from sft.storage.atomic import write_text
 
 Record = dict[str, Any]

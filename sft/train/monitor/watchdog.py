@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.errors import PeerError
 from sft.train.distributed.world import World
 from sft.train.monitor.hang_limit import Patience
@@ -63,7 +63,7 @@ class Watchdog:
         self._patience = Patience(config)
         self._path = stacks_path(run_folder, world.rank)
         self._name = f"rank {world.rank} of {world.size} on {platform.node()}"
-        limits_s = [limit_s for limit_s in (config.hang_timeout_s, config.first_step_timeout_s) if limit_s]
+        limits_s = [limit_s for limit_s in (config.hang.timeout_s, config.hang.first_step_timeout_s) if limit_s]
         self._nap_s = min([LONGEST_NAP_S, *(limit_s / LOOKS_PER_LIMIT for limit_s in limits_s)])
         self._thread = threading.Thread(target=self._watch, daemon=True) if limits_s else None
         self._lock, self._closed = threading.Lock(), threading.Event()
@@ -166,7 +166,7 @@ class Watchdog:
     def _advice(self) -> str:
         return (
             f"leaving with code {EXIT_CODE}: {self._path.parent} shows where every rank stood; the same command goes "
-            "on from the newest checkpoint; if it was only slow, raise hang_timeout_s or first_step_timeout_s"
+            "on from the newest checkpoint; if it was only slow, raise hang.timeout_s or hang.first_step_timeout_s"
         )
 
     def _size(self, rank: int) -> int:

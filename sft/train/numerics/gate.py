@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from sft.config import Precision
+from sft.config.model import Precision
 from sft.data.batches.batch import IGNORE, Batch, join
 from sft.data.shards import Pack, Split
 from sft.errors import NumericsError
@@ -125,7 +125,7 @@ def require(checks: Sequence[Check], place: str) -> None:
             "the model does not compute what it should:" + "".join(f"\n  - {check}" for check in failed),
             on=place,
             hint="`sft doctor --model` compares precisions here; take another one or another version of the attention "
-            "kernel (numerics_gate=false trains all the same)",
+            "kernel (health.numerics_gate=false trains all the same)",
         )
 
 

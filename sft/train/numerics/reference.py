@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sft.config import Precision
+from sft.config.model import Precision
 from sft.data.batches.batch import join
 from sft.data.shards import Pack
 from sft.model.attention import Documents

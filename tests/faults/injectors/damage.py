@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.errors import StorageError
 from sft.storage.atomic import staging_path
 from sft.storage.manifest import write_manifest

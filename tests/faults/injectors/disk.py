@@ -10,7 +10,6 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tests.faults.fixtures import NUM_STEPS, content
 from tests.faults.oracle import Barred, FinalState, Lost, Unfired, Wrong, checkpoint, records, saved_steps
 from tests.faults.process import Hook, Journal, Victim
 from tests.faults.sandbox import Bench, refused, require, says
+from tests.support.configs import changed
 
 ENGINE_STEP = "sft.train.engine.native:TorchEngine.step"
 MEGABYTE = 1_000_000
@@ -56,7 +56,7 @@ def full_for_good(bench: Bench) -> str:
     """The disk stays full: the third save in a row that fails ends the run, old saves intact."""
     if not may_mount():
         raise Barred("needs the right to mount")
-    config = bench.config(out=str(tiny_disk(bench) / "run"), save_every_steps=2)
+    config = bench.config(out=str(tiny_disk(bench) / "run"), checkpoint__every_steps=2)
     out = Path(config.out)
     first = bench.rng.choice((4, 6))
     fill, _ = fill_disk(out, bench.rng.randint(100_000, CHECKPOINT_BYTES - 500_000))
@@ -76,7 +76,9 @@ def full_log(bench: Bench) -> str:
     if not may_mount():
         raise Barred("needs the right to mount")
     disk, out = tiny_disk(bench), bench.folder / "run"
-    config = bench.config(eval_every_steps=0 if bench.n % 2 else 1)  # so many records that they need a second block
+    config = bench.config(
+        evaluation__every_steps=0 if bench.n % 2 else 1
+    )  # so many records that they need a second block
     fill, free = fill_disk(disk / "here", 0)
     hooks = [in_step(bench.rng.randint(2, 6), fill), *([in_step(9, free)] if bench.n % 4 < 2 else [])]
     if bench.n % 2:
@@ -98,7 +100,7 @@ def full_log(bench: Bench) -> str:
     if bench.n % 4 == 2:  # the ledger lies there too, and no checkpoint may be ahead of it
         require(victim, 74, "metrics.jsonl cannot be written, records are lost", "ledger.jsonl: cannot be written")
         free(Path())
-        bench.ends_alike(replace(config, eval_every_steps=0))
+        bench.ends_alike(changed(config, evaluation__every_steps=0))
         return "R 74"
     require(victim, 0, "metrics.jsonl cannot be written, records are lost")
     if victim.messages.count("records are lost") != 1:
@@ -124,7 +126,9 @@ def refusing(bench: Bench) -> str:
     if way in ("read-only", "inodes") and not may_mount():
         raise Barred("needs the right to mount")
     folder = bench.folder if way in ("permission", "start") else tiny_disk(bench, inodes=60)
-    config = bench.config(out=str(folder / "run"), save_every_steps=2, async_save=bool(bench.n // 4 % 2))
+    config = bench.config(
+        out=str(folder / "run"), checkpoint__every_steps=2, checkpoint__async_save=bool(bench.n // 4 % 2)
+    )
     out = Path(config.out)
     hooks: list[Hook] = []
     undo = lambda: None  # noqa: E731
@@ -145,7 +149,7 @@ def refusing(bench: Bench) -> str:
     require(victim, 74)
     ending = refused(victim, 74, str(out))
     undo()
-    if way != "start" and not config.async_save and saved_steps(out) != [2]:
+    if way != "start" and not config.checkpoint.async_save and saved_steps(out) != [2]:
         raise Lost(f"{saved_steps(out)} are left")
     bench.ends_alike(config)
     return ending
@@ -215,7 +219,7 @@ def failing_sync_of_name(bench: Bench) -> str:
 
 def two_jobs(bench: Bench) -> str:
     """A second job starts on the same folder: it is refused, the first one does not notice."""
-    config, step = bench.config(async_save=False), bench.rng.randint(1, 11)
+    config, step = bench.config(checkpoint__async_save=False), bench.rng.randint(1, 11)
     go = bench.folder / "go"
 
     def hold(number: int, journal: Journal) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from tests.faults import failpoints
 from tests.faults.fixtures import NUM_STEPS, content
 from tests.faults.oracle import Lost, Unfired, Wrong, checkpoint, is_whole, last_step, records, saved_steps
@@ -30,7 +30,7 @@ MICRO_BATCHES = 2
 
 def at_random_time(bench: Bench) -> str:
     """SIGKILL at random times, one to three in a row; every other injection is a power cut as well."""
-    config, out = bench.config(async_save=bool(bench.n // 2 % 2)), Path(bench.config().out)
+    config, out = bench.config(checkpoint__async_save=bool(bench.n // 2 % 2)), Path(bench.config().out)
     is_power_cut, wanted = bool(bench.n % 2), 1 + bench.n % 3
     num_kills, longest_s = 0, 1.2 * bench.material.straight("fp32").run_s
     while num_kills < wanted:
@@ -96,13 +96,13 @@ def between_rename_and_sync(bench: Bench) -> str:
 
 def long_after_saving(bench: Bench) -> str:
     """SIGKILL and power cut some steps after a save, which is safe by then: all that was not synced is lost."""
-    config, out = bench.config(async_save=bool(bench.n % 2)), Path(bench.config().out)
+    config, out = bench.config(checkpoint__async_save=bool(bench.n % 2)), Path(bench.config().out)
     step = bench.rng.choice((6, 7, 10, 11))
     cut = bench.power_cut(out)
     victim = bench.train(config, cut.watch, failpoints.on_call(ENGINE_STEP, signalling(step, KILL)))
     require(victim, KILLED)
     cut.strike(victim, undone_share=1.0)
-    if not config.async_save and saved_steps(out)[-1:] != [step - step % 4]:
+    if not config.checkpoint.async_save and saved_steps(out)[-1:] != [step - step % 4]:
         raise Lost(f"died in step {step}, {saved_steps(out)} are left")
     bench.kept(config)
     return bench.ends_alike(config)
@@ -257,7 +257,7 @@ def dies_natively(bench: Bench) -> str:
 
 def holds_the_interpreter(bench: Bench) -> str:
     """A library call that never returns and lets no other thread run: the process leaves with its stacks."""
-    config, call = bench.config(hang_timeout_s=1.0, first_step_timeout_s=30.0), bench.rng.randint(4, NUM_STEPS)
+    config, call = bench.config(hang__timeout_s=1.0, hang__first_step_timeout_s=30.0), bench.rng.randint(4, NUM_STEPS)
 
     def hang(number: int, journal: Journal) -> None:
         if number == call:
@@ -276,7 +276,7 @@ DELETION = r"unlink checkpoints/(\.trash-)?step-.*/.*|rmdir checkpoints/\.trash-
 
 def while_retiring(bench: Bench) -> str:
     """SIGKILL in the middle of deleting an old checkpoint."""
-    config = bench.config(save_every_steps=2, keep_checkpoints=2)
+    config = bench.config(checkpoint__every_steps=2, checkpoint__keep_last=2)
     out = Path(config.out)
     pattern = r"rename checkpoints/step-.*" if bench.n % 4 == 3 else DELETION
     trip = failpoints.at_point(out, pattern, failpoints.send(KILL), visit=1 + bench.n % (4 if bench.n % 4 == 3 else 12))

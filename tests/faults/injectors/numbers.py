@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from tests import conftest
 from tests.faults import failpoints
@@ -99,7 +99,7 @@ def overflow(bench: Bench) -> str:
         if scales[step] != scales[step - 1] / 2 or _require_kept_weights(victim) != [step]:
             raise Wrong(f"step {step} overflowed, scales {scales}")
         return "S"
-    config = bench.config(precision="fp16", fp16_initial_scale_power=1)
+    config = bench.config(precision="fp16", fp16__initial_scale_power=1)
     victim = bench.train(config, spoiled_gradient(bench, 1, NUM_STEPS))
     require(victim, 70)
     return refused(victim, 70, "not finite in 3 steps in a row")
@@ -107,7 +107,7 @@ def overflow(bench: Bench) -> str:
 
 def spike(bench: Bench) -> str:
     """The loss of one step is ten or a thousand times too high: recorded once, and the run goes on unchanged."""
-    config, step = bench.config(spike_window=8), bench.rng.randint(5, NUM_STEPS - 1)
+    config, step = bench.config(health__spike_window=8), bench.rng.randint(5, NUM_STEPS - 1)
     factor = (10.0, 1000.0)[bench.n % 2]
 
     def raised(number: int, journal: Journal) -> Any:
@@ -130,7 +130,7 @@ def spike(bench: Bench) -> str:
 
 def spoilt_window(bench: Bench) -> str:
     """A loss that is no number is offered to the window of recent losses: it stays finite, healthy steps are taken."""
-    config, step = bench.config(spike_window=8), bench.rng.randint(3, NUM_STEPS - 1)
+    config, step = bench.config(health__spike_window=8), bench.rng.randint(3, NUM_STEPS - 1)
     require(bench.train(config, spoiled_forward(bench, step, step)), 0)
     found = FinalState.of(Path(config.out), NUM_STEPS)
     if skipped := [record["step"] for record in found.records if record["skipped"] and record["step"] != step]:

@@ -40,7 +40,7 @@ LEFT_S = 30.0
 
 def killed_while_saving(bench: Bench) -> str:
     """SIGKILL of one process during a save: the other leaves with 71, and a restart goes on."""
-    config, out = bench.config(peer_timeout_s=PATIENCE_S), Path(bench.config().out)
+    config, out = bench.config(distributed__timeout_s=PATIENCE_S), Path(bench.config().out)
     pattern = SAVE_POINTS[bench.n % len(SAVE_POINTS)]
     rank = int("00002-of" in pattern)
     trip = failpoints.at_point(
@@ -65,7 +65,7 @@ SAVE_POINTS = (
 
 def killed(bench: Bench) -> str:
     """SIGKILL of one process at a random time: the other leaves with 71, and a restart goes on."""
-    config, rank = bench.config(peer_timeout_s=PATIENCE_S), bench.n % PAIR
+    config, rank = bench.config(distributed__timeout_s=PATIENCE_S), bench.n % PAIR
     longest_s = bench.material.pair.run_s
     while True:
         victims = bench.train_together(config, (), ())
@@ -84,7 +84,7 @@ def killed(bench: Bench) -> str:
 def one_is_asked(bench: Bench) -> str:
     """SIGTERM to one process only: all stop after the same step."""
     rank, moment = bench.n % PAIR, list(MOMENTS)[bench.n // 2 % len(MOMENTS)]
-    config = bench.config(peer_timeout_s=PATIENCE_S)
+    config = bench.config(distributed__timeout_s=PATIENCE_S)
     # With two processes, each computes one batch per step.
     hook = failpoints.on_call(MOMENTS[moment], signalling(bench.rng.randint(1, NUM_STEPS - 1), TERM))
     victims = bench.train_together(config, *((hook,) if rank == number else () for number in range(PAIR)))
@@ -118,7 +118,7 @@ def file_of_one_damaged(bench: Bench) -> str:
 
 def seen_by_one(bench: Bench) -> str:
     """One process never sees the newest checkpoint: all refuse, and nobody starts from another step."""
-    config = bench.finished(PAIR, peer_timeout_s=20.0)
+    config = bench.finished(PAIR, distributed__timeout_s=20.0)
     shutil.rmtree(checkpoint(Path(config.out), NUM_STEPS))
     victims = bench.train_together(config, (), (hidden(checkpoint(Path(config.out), 8), 600.0),))
     endings = {refused(victim, 74, "another process of the run sees it") for victim in victims}
@@ -130,7 +130,7 @@ def seen_by_one(bench: Bench) -> str:
 
 def seen_late(bench: Bench) -> str:
     """One process sees the newest checkpoint only after a while."""
-    config = bench.finished(PAIR, peer_timeout_s=20.0)
+    config = bench.finished(PAIR, distributed__timeout_s=20.0)
     shutil.rmtree(checkpoint(Path(config.out), NUM_STEPS))
     victims = bench.train_together(config, (), (hidden(checkpoint(Path(config.out), 8), bench.rng.uniform(0.3, 1.5)),))
     if codes := [code for code in (victim.wait() for victim in victims) if code]:
@@ -164,7 +164,7 @@ def hidden(folder: Path, delay_s: float) -> Hook:
 def other_size(bench: Bench) -> str:
     """The run is stopped, and goes on with another number of processes."""
     before, after = ((1, 2), (2, 1), (2, 4), (4, 2))[bench.n % 4]
-    config, step = bench.config(peer_timeout_s=20.0), bench.rng.randint(2, NUM_STEPS - 2)
+    config, step = bench.config(distributed__timeout_s=20.0), bench.rng.randint(2, NUM_STEPS - 2)
     ask = failpoints.on_call(ENGINE_STEP, signalling(step, TERM))
     victims = bench.train_together(config, *((ask,) if rank == 0 else () for rank in range(before)))
     if any(victim.wait() != 75 for victim in victims) or saved_steps(Path(config.out))[-1] != step:
@@ -183,7 +183,7 @@ def other_size(bench: Bench) -> str:
 def spoiled_on_one(bench: Bench) -> str:
     """NaN or inf on one process: all skip that step, no weight changes on any."""
     step, rank = bench.rng.randint(2, NUM_STEPS - 1), bench.n % PAIR
-    config, bad = bench.config(peer_timeout_s=20.0), bench.rng.choice(numbers.BAD_NUMBERS)
+    config, bad = bench.config(distributed__timeout_s=20.0), bench.rng.choice(numbers.BAD_NUMBERS)
 
     def spoil(number: int, journal: Journal) -> Any:
         if number != step:
@@ -230,7 +230,7 @@ def stopped(bench: Bench) -> str:
 
 def hangs(bench: Bench) -> str:
     """One process hangs where no other waits for it yet: all leave with their stacks before they give up waiting."""
-    config = bench.config(peer_timeout_s=300.0, hang_timeout_s=1.0, first_step_timeout_s=30.0)
+    config = bench.config(distributed__timeout_s=300.0, hang__timeout_s=1.0, hang__first_step_timeout_s=30.0)
     call = bench.rng.randint(4, NUM_STEPS - 1)
 
     def hang(number: int, journal: Journal) -> None:
@@ -256,7 +256,7 @@ def hangs(bench: Bench) -> str:
 
 def slow(bench: Bench) -> str:
     """One process needs much longer for its data than the other: it is named, and the run goes on."""
-    config = bench.config(peer_timeout_s=60.0)
+    config = bench.config(distributed__timeout_s=60.0)
 
     def linger(number: int, journal: Journal) -> None:
         if number == 1:
@@ -283,7 +283,7 @@ def gone(bench: Bench) -> str:
     """One process ends early with code 0, or leaves out a collective."""
     if bench.n % 2 == 0:
         return _leaves(bench, lambda: os._exit(0), 0)
-    config, step = bench.config(peer_timeout_s=PATIENCE_S), bench.rng.randint(2, NUM_STEPS - 1)
+    config, step = bench.config(distributed__timeout_s=PATIENCE_S), bench.rng.randint(2, NUM_STEPS - 1)
 
     def skip(journal: Journal) -> None:
         def settling(original: Any, run: Any) -> None:
@@ -321,7 +321,7 @@ def without_data(bench: Bench) -> str:
 
 def nobody_meets(bench: Bench) -> str:
     """At the meeting place: the port is taken by another program, a process never comes, or numbers contradict."""
-    config = bench.config(peer_timeout_s=PATIENCE_S)
+    config = bench.config(distributed__timeout_s=PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         if bench.n % 3:
@@ -337,7 +337,7 @@ def nobody_meets(bench: Bench) -> str:
 
 def _leaves(bench: Bench, fault: Callable[[], Any], code: int | None, at: str = ENGINE_STEP) -> str:
     """Let a fault hit one process: the other leaves with 71 in time, and a restart goes on."""
-    config, call = bench.config(peer_timeout_s=PATIENCE_S), bench.rng.randint(2, NUM_STEPS - 1)
+    config, call = bench.config(distributed__timeout_s=PATIENCE_S), bench.rng.randint(2, NUM_STEPS - 1)
 
     def hit(number: int, journal: Journal) -> None:
         if number == call:

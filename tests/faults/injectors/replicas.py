@@ -15,7 +15,7 @@ from tests.faults.sandbox import Bench, refused
 
 def drifted_replica(bench: Bench) -> str:
     """One weight of one of two copies changes: both processes leave with 71, and nothing of it is ever saved."""
-    config = bench.config(peer_timeout_s=20.0, fsdp_shard_size=1)
+    config = bench.config(distributed__timeout_s=20.0, fsdp__shard_size=1)
     step, rank = bench.rng.randint(2, NUM_STEPS), bench.n % PAIR
 
     def drifting(journal: Journal) -> None:

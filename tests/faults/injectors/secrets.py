@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft.config import TrainConfig, WandbConfig
-from sft.settings import as_yaml
+from sft.config.train import TrainConfig, WandbConfig
+from sft.config.yaml_text import as_yaml
 from tests.faults import failpoints
 from tests.faults.fixtures import NUM_STEPS
 from tests.faults.injectors.damage import flip

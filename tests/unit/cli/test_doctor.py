@@ -18,13 +18,14 @@ from sft.chat.tokenizer import ChatTokenizer
 from sft.cli import doctor
 from sft.cli.doctor_model import PACK_TOKENS, check_model, synthetic_pack
 from sft.cli.main import main
-from sft.config import ModelConfig, TrainConfig
+from sft.config.model import ModelConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_yaml
 from sft.errors import ConfigError, NumericsError
 from sft.model import attention
 from sft.model.attention import Documents
 from sft.model.hf_folder import write_folder
 from sft.model.neox.model import NeoX, build, initialise
-from sft.settings import as_yaml
 
 MakeConfig = Callable[..., TrainConfig]
 HEALTHY = attention._attend_per_document

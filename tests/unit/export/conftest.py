@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sft.chat.formats.stablelm import END, PADDING
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import InitConfig, ModelConfig, TrainConfig
+from sft.config.model import InitConfig, ModelConfig
+from sft.config.train import TrainConfig
 from sft.model.hf_folder import write_folder
 from sft.model.neox.model import build, initialise
 from sft.train.checkpoint.store import State

@@ -21,8 +21,8 @@ from sft.chat.encode import encode_prompt
 from sft.chat.formats.base import ChatFormat
 from sft.chat.formats.stablelm import CARD_SYSTEM_PROMPT, TAGS
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import ExportConfig
-from sft.config import GenerationConfig as OurGeneration
+from sft.config.inference import ExportConfig
+from sft.config.inference import GenerationConfig as OurGeneration
 from sft.errors import ConfigError, DataError, StorageError
 from sft.export import hf_export as module
 from sft.export.hf_export import export

@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import ExportConfig, LoraConfig, ModelConfig
+from sft.config.inference import ExportConfig
+from sft.config.model import LoraConfig, ModelConfig
+from sft.config.yaml_text import as_values
 from sft.errors import DataError
 from sft.export.hf_export import export
 from sft.export.model_card import CardFacts, model_card
@@ -19,7 +21,6 @@ from sft.model.attention import Documents
 from sft.model.hf_folder import load_weights, write_folder
 from sft.model.lora import add_adapters, is_adapter
 from sft.model.neox.model import NeoX, build, initialise
-from sft.settings import as_values
 from sft.train.checkpoint.store import State
 from tests.support.checkpoints import publish
 

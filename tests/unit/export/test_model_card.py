@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.export.model_card import CardFacts, model_card
 from sft.train.checkpoint.store import State
 

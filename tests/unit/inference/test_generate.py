@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from sft.config import GenerationConfig, ModelConfig
+from sft.config.inference import GenerationConfig
+from sft.config.model import ModelConfig
 from sft.errors import DataError, NumericsError
 from sft.inference.generate import _choose, generate
 from sft.model.attention import Documents

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.model.hf_folder import config_json
 from sft.model.neox.model import NeoX
 from sft.model.stored_weights import HEAD, NEWER_HEAD

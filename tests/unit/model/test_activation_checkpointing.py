@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sft.config import ActivationCheckpointing
+from sft.config.model import ActivationCheckpointing
 from sft.model.attention import Documents
 from sft.model.neox.model import NeoX
 

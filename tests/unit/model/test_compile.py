@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from sft.config import ActivationCheckpointing, LoraConfig
+from sft.config.model import ActivationCheckpointing, LoraConfig
 from sft.errors import ConfigError
 from sft.model.attention import Documents
 from sft.model.compile import compile_blocks

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.data.batches.batch import Batch, micro_batches
 from sft.data.batches.sampler import Order, hashes
 from sft.data.shards import Shards, Split

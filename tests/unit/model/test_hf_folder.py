@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.errors import ConfigError, DataError, NumericsError
 from sft.model.attention import Documents
 from sft.model.hf_folder import config_json, load_weights, parameter_shapes, read_config, write_folder

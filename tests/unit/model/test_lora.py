@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sft.config import ActivationCheckpointing, LoraConfig, LoraTarget, ModelConfig
+from sft.config.model import ActivationCheckpointing, LoraConfig, LoraTarget, ModelConfig
 from sft.model.attention import Documents
 from sft.model.hf_folder import parameter_shapes
 from sft.model.lora import (

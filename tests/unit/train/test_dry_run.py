@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.data.shards import Shards
 from sft.errors import ConfigError, NumericsError, PeerError

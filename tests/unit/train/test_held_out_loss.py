@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sft.config import InitConfig
+from sft.config.model import InitConfig
 from sft.data.batches.batch import IGNORE, join
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError

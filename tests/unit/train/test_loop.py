@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.data.batches.sampler import Order
 from sft.data.shards import Pack, Split
@@ -101,14 +101,14 @@ def test_finished_run_says_so_and_does_nothing(tiny_config: MakeConfig, capsys: 
 
 
 def test_newest_checkpoints_and_the_last_one_are_kept(tiny_config: MakeConfig) -> None:
-    config = tiny_config(save_every_steps=5, keep_checkpoints=2)
+    config = tiny_config(checkpoint__every_steps=5, checkpoint__keep_last=2)
     train(config)
     assert steps_saved(config) == [12, 10]
     assert [record["step"] for record in records(config, "save")] == [5, 10, 12]
 
 
 def test_held_out_loss_is_measured_per_source_now_and_then_and_at_the_end(tiny_config: MakeConfig) -> None:
-    config = tiny_config(eval_every_steps=5, eval_max_packs=4)
+    config = tiny_config(evaluation__every_steps=5, evaluation__max_packs=4)
     train(config)
     evaluations = records(config, "eval")
     assert [record["step"] for record in evaluations] == [5, 10, 12]
@@ -119,7 +119,7 @@ def test_held_out_loss_is_measured_per_source_now_and_then_and_at_the_end(tiny_c
 
 
 def test_measuring_does_not_change_the_run(tiny_config: MakeConfig, tmp_path: Path) -> None:
-    plain, measured = tiny_config(), tiny_config(out=str(tmp_path / "measured"), eval_every_steps=1)
+    plain, measured = tiny_config(), tiny_config(out=str(tmp_path / "measured"), evaluation__every_steps=1)
     train(plain)
     train(measured)
     assert [r["loss"] for r in records(plain, "step")] == [r["loss"] for r in records(measured, "step")]
@@ -128,7 +128,7 @@ def test_measuring_does_not_change_the_run(tiny_config: MakeConfig, tmp_path: Pa
 def test_stop_file_saves_ends_with_75_and_lets_the_next_start_go_on(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(save_every_steps=100)
+    config = tiny_config(checkpoint__every_steps=100)
     stop_file = Path(config.out) / "STOP"
     with monkeypatch.context() as asking:
         after_step(asking, lambda done, *_: stop_file.touch() if done == 5 else None)
@@ -155,7 +155,7 @@ def test_a_signal_in_any_phase_stops_the_run_at_the_end_of_it(
     phase: str, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, method, place = STOPPED_IN[phase]
-    config = tiny_config(eval_every_steps=4, async_save=False, numerics_gate=False)
+    config = tiny_config(evaluation__every_steps=4, checkpoint__async_save=False, health__numerics_gate=False)
     original, calls = getattr(owner, method), 0
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -288,7 +288,7 @@ def test_full_disk_costs_a_checkpoint_but_not_the_run(
 def test_disk_that_stays_full_ends_the_run(
     save_every_steps: int, last_step: int, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(save_every_steps=save_every_steps)
+    config = tiny_config(checkpoint__every_steps=save_every_steps)
     full_disk(monkeypatch, lambda: True)
     with pytest.raises(StorageError, match="a checkpoint needs") as error:
         train(config)
@@ -348,7 +348,7 @@ def test_validation_without_held_out_packs_is_refused_at_the_start(
 ) -> None:
     monkeypatch.setattr(Split, "__len__", lambda split: 0 if split.name == "valid" else int(split._starts[-1]))
     with pytest.raises((ConfigError, DataError), match="valid"):
-        train(tiny_config(eval_every_steps=1))
+        train(tiny_config(evaluation__every_steps=1))
 
 
 def test_order_of_packs_is_the_pure_function_and_ends_with_a_shorter_batch(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from sft.config import OptimizerConfig
+from sft.config.engine import OptimizerConfig
 from sft.train.lr_schedule import learning_rate
 
 

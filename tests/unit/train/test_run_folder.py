@@ -1,17 +1,20 @@
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sft.config import OptimizerConfig, TrainConfig
+from sft.config.engine import OptimizerConfig
+from sft.config.loading import load
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.data.shards import Shards
 from sft.errors import ConfigError, StorageError
-from sft.settings import load, read_yaml
 from sft.train.distributed.ranks import SINGLE
 from sft.train.fingerprint import Identity, differences, identity
 from sft.train.run_folder import RunFolder
+from tests.support.configs import changed
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -57,9 +60,19 @@ def test_conditions_may_change_until_a_step_was_done(tiny_config: MakeConfig, id
         enter(config, ident)
 
 
+def test_a_run_that_knows_its_settings_by_earlier_names_goes_on(ident: Identity) -> None:
+    earlier = {new: old for old, new in TrainConfig.FORMERLY.items()}
+    before = {earlier.get(name, name): value for name, value in ident.items()}
+    assert "fp16_scale_window" in before
+    assert differences(before, ident) == []
+    assert differences({**before, "fp16_scale_window": 7}, ident) == ["fp16.scale_window: was 7, now 1000"]
+
+
 def test_settings_that_are_not_fixed_may_change(tiny_config: MakeConfig, tiny_shards: Path) -> None:
     before = tiny_config()
-    after = replace(before, micro_batch_packs=1, save_every_steps=9, keep_checkpoints=5, device="auto", out="elsewhere")
+    after = changed(
+        before, micro_batch_packs=1, checkpoint__every_steps=9, checkpoint__keep_last=5, device="auto", out="elsewhere"
+    )
     shards = Shards.open(tiny_shards)
     assert differences(identity(before, shards), identity(after, shards)) == []
 

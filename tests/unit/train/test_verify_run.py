@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.errors import ConfigError, DataError, StorageError
 from sft.train.loop import train
 from sft.train.monitor.ledger import Ledger, read_lines

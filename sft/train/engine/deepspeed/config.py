@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements that travel between processes at once: 0.2 GB in fp32, large enough for the speed of the network."""

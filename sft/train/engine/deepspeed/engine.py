@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.errors import ConfigError
 from sft.model.attention import Documents

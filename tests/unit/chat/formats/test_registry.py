@@ -7,7 +7,7 @@ import pytest
 
 from sft.chat.formats.registry import DEFAULT, format_named
 from sft.chat.formats.stablelm import STABLELM
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.errors import ConfigError
 
 SFT = Path(__file__).parents[4] / "sft"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sft.chat.conversation import Reason
-from sft.config import SourceConfig
+from sft.config.data import SourceConfig
 from sft.data.build.chunk import DOCUMENT_FIELDS, ChunkFile, ChunkResult, Rejected, write_chunk
 from sft.data.build.counts import SourceCounts, check
 from sft.data.dedup.minhash import NUM_BANDS

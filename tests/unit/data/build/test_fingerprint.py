@@ -10,7 +10,7 @@ import pytest
 
 from sft.chat import fast_tokenizer
 from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
-from sft.config import BuildConfig, SourceConfig
+from sft.config.data import BuildConfig, SourceConfig
 from sft.data.build import fingerprint as inputs_module
 from sft.data.build import writer
 from sft.data.build.build import build, collect_inputs
@@ -63,7 +63,7 @@ def other_value(owner: type[Any], name: str, value: Any) -> Any:
     """Another value that the setting may have."""
     hint = get_type_hints(owner)[name]
     if get_origin(hint) is Literal:
-        return next(choice for choice in get_args(hint) if choice != value)
+        return next((choice for choice in get_args(hint) if choice != value), "another that comes later")
     kinds = {type(None): "en" if str in get_args(hint) else 7, dict: {"loud": True}}
     simple = {bool: lambda: not value, int: lambda: value + 1, float: lambda: value / 2, str: lambda: f"{value}x"}
     if isinstance(value, tuple):

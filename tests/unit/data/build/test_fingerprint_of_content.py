@@ -89,7 +89,9 @@ def test_the_code_of_a_viewer_decides_no_bytes(name: str, package: Path) -> None
     assert code_digest(package) == before
 
 
-@pytest.mark.parametrize("name", ["chat/encode.py", "data/quality/repair.py", "data/pack.py", "data/chunk.py"])
+@pytest.mark.parametrize(
+    "name", ["chat/encode.py", "data/filters/mojibake.py", "data/build/packing.py", "data/build/chunk.py"]
+)
 def test_the_code_that_makes_the_bytes_counts_but_its_comments_do_not(name: str, package: Path) -> None:
     before, path = code_digest(package), package / name
     path.write_text("# A comment.\n\n" + path.read_text() + "\n# Another one.\n")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.build import pool
 from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkFile, ChunkResult, write_chunk
 from sft.data.dedup.minhash import NUM_BANDS

@@ -13,7 +13,7 @@ import pytest
 from sft.chat.conversation import Conversation, Message, Reason
 from sft.chat.formats.stablelm import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ChatTokenizer
-from sft.config import BuildConfig
+from sft.config.data import BuildConfig
 from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkResult
 from sft.data.build.worker import Worker, layout, needs_signatures, system_text
 from sft.data.dedup.minhash import NUM_BANDS, signature

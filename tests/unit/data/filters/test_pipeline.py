@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sft.chat.conversation import Conversation, Drop, Reason
-from sft.config import SourceConfig
+from sft.config.data import SourceConfig
 from sft.data.filters.contamination import EvaluationIndex
 from sft.data.filters.pipeline import Outcome, stages
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.model.attention import Documents
 from sft.model.neox.model import build, initialise, rotary_table
 

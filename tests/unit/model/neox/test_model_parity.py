@@ -10,6 +10,7 @@ from sft.errors import DataError
 from sft.model.attention import Documents
 from sft.model.kv_cache import KVCache
 from sft.model.loss import supervised_loss_sum
+from sft.model.neox import model as neox
 from sft.model.neox.model import NeoX
 from sft.model.stored_weights import HEAD, NEWER_HEAD
 
@@ -92,7 +93,7 @@ def test_a_cache_continues_one_document_only(model: NeoX, input_ids_T: Tensor) -
 
 
 def test_training_works_after_generating(model: NeoX, input_ids_T: Tensor) -> None:
-    model.rotary_table.cache_clear()  # as in a process whose first forward pass generates
+    neox.rotary_table.cache_clear()  # as in a process whose first forward pass generates
     with torch.inference_mode():
         our_logits(model, input_ids_T)
     our_logits(model, input_ids_T).sum().backward()
@@ -108,8 +109,8 @@ def test_autocast_keeps_the_residual_stream_fp32_and_attention_narrow(
         seen.extend((q.dtype, k.dtype, v.dtype))
         return attend(q, k, v, documents)
 
-    attend = model.attend
-    monkeypatch.setattr(model, "attend", spy)
+    attend = neox.attend
+    monkeypatch.setattr(neox, "attend", spy)
     streams = []
     for block in model.gpt_neox.layers:
         block.register_forward_hook(lambda _, __, out: streams.append(out.dtype))

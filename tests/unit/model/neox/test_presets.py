@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sft.config.fields import problems
 from sft.model.neox.model import NeoX
 from sft.model.neox.presets import PRESETS
 
@@ -23,7 +24,7 @@ def test_presets_have_exactly_these_parameter_counts(preset: str, num_parameters
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_possible_shapes(preset: str) -> None:
-    assert list(PRESETS[preset].problems()) == []
+    assert list(problems(PRESETS[preset])) == []
 
 
 @pytest.mark.parametrize("preset", ["stablelm_3b", "stablelm_7b"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft.config import ModelConfig
+from sft.config.model import ModelConfig
 from sft.errors import StorageError
 from sft.model.neox.model import NeoX
 from sft.train.checkpoint import async_writer

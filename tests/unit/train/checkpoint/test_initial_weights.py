@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft.config import InitConfig, ModelConfig, TrainConfig
+from sft.config.model import InitConfig, ModelConfig
+from sft.config.train import TrainConfig
 from sft.data.shards import Shards
 from sft.errors import ConfigError
 from sft.model.hf_folder import write_folder

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sft.config import DeepSpeedConfig, TrainConfig
+from sft.config.engine import DeepSpeedConfig
+from sft.config.train import TrainConfig
 from sft.errors import PeerError
 from sft.train.checkpoint.replica_check import checksum
 from sft.train.engine.native import TorchEngine
@@ -39,7 +40,7 @@ def drifts(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
 def test_a_copy_that_has_drifted_apart_is_named_and_not_saved(
     rank: int, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(fsdp_shard_size=1, numerics_gate=False)
+    config = tiny_config(fsdp__shard_size=1, health__numerics_gate=False)
     drifts(monkeypatch, rank)
     ended = fork_ranks(2, lambda world, place: train(config, world=world, environ={}, meeting_place=place))
     assert [each.exit_code for each in ended] == [PeerError.exit_code] * 2
@@ -53,7 +54,7 @@ def test_copies_that_are_equal_and_shares_that_differ_are_saved(stage: int | Non
     if stage is not None:
         pytest.importorskip("deepspeed")
         changes = {"engine": "deepspeed", "deepspeed": DeepSpeedConfig(zero_stage=stage)}
-    config = tiny_config(max_steps=2, numerics_gate=False, **changes)
+    config = tiny_config(max_steps=2, health__numerics_gate=False, **changes)
     finished(fork_ranks(2, lambda world, place: train(config, world=world, environ={}, meeting_place=place)))
 
 

@@ -2,14 +2,14 @@ import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from sft.config import InitConfig, TrainConfig
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
 from sft.errors import StorageError
 from sft.train.checkpoint.retention import kept_steps, retire
 from sft.train.checkpoint.store import (
@@ -25,8 +25,9 @@ from sft.train.checkpoint.store import (
 )
 from sft.train.monitor.health import Counts
 from tests.support.checkpoints import publish
+from tests.support.configs import changed
 
-KEEP_TWO = TrainConfig(shards="", model=InitConfig("scratch"), out="", keep_checkpoints=2)
+KEEP_TWO = changed(TrainConfig(shards="", model=InitConfig("scratch"), out=""), checkpoint__keep_last=2)
 Hurt = Callable[[Path], object]
 
 
@@ -194,5 +195,5 @@ def test_the_newest_the_best_and_one_now_and_then_are_kept(
     keep_best: int, keep_every_steps: int, expected: set[int]
 ) -> None:
     found = [(step, None if step == 20 else abs(step - 25) / 10 + step / 1000) for step in range(10, 101, 10)]
-    config = replace(KEEP_TWO, keep_best=keep_best, keep_every_steps=keep_every_steps)
+    config = changed(KEEP_TWO, checkpoint__keep_best=keep_best, checkpoint__keep_every_steps=keep_every_steps)
     assert set(kept_steps(found, config)) == expected

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sft.config import ModelConfig, TrainConfig
+from sft.config.model import ModelConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards
 from sft.model.neox.model import NeoX
@@ -19,6 +19,7 @@ from sft.train.distributed.rank_batches import shared_batches
 from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.fsdp import make_mesh
 from sft.train.engine.native import TorchEngine
+from tests.support.configs import changed
 from tests.support.ranks import run_ranks
 
 MakeConfig = Callable[..., TrainConfig]
@@ -35,7 +36,7 @@ def make_engine(config: TrainConfig, shards: Shards, size: int) -> TorchEngine:
     shape = starting_shape(config.model, shards)
     with torch.device("meta"):
         model = NeoX(shape)
-    mesh = make_mesh(CPU, size, config.fsdp_shard_size) if size > 1 else None
+    mesh = make_mesh(CPU, size, config.fsdp.shard_size) if size > 1 else None
     engine = TorchEngine(model, config, CPU, mesh)
     engine.load(StartingWeights(config.model, shape, config.seed))
     return engine
@@ -85,7 +86,7 @@ def weights(folder: Path, shape: ModelConfig) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def train(tiny_config: MakeConfig, tiny_shards: Path, tmp_path: Path) -> Callable[..., Any]:
     def trained(size: int, steps: tuple[int, int] = (0, NUM_STEPS), before: Path | None = None, **changes: Any) -> Any:
-        config = replace(tiny_config(), **changes)
+        config = changed(tiny_config(), **changes)
         out = tmp_path / f"{size}-{steps}-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         results = run_ranks(size, run, config, str(tiny_shards), str(out), list(steps), before and str(before))
@@ -99,7 +100,7 @@ def train(tiny_config: MakeConfig, tiny_shards: Path, tmp_path: Path) -> Callabl
 @pytest.mark.parametrize(("size", "shard_size"), [(2, None), (4, None), (4, 2), (3, None), (2, 1)])
 def test_losses_and_weights_are_those_of_one_process(size: int, shard_size: int | None, train: Any) -> None:
     expected, _, expected_weights = train(1)
-    losses, _, found = train(size, fsdp_shard_size=shard_size)
+    losses, _, found = train(size, fsdp__shard_size=shard_size)
     assert losses == pytest.approx(expected, rel=1e-6)
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected_weights[name], rtol=1e-4, atol=WEIGHT_TOLERANCE, msg=name)
@@ -133,7 +134,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut_up(
 ) -> None:
     """After one update AdamW's first moment is the clipped gradient, up to a factor."""
     expected_loss, _, expected = train(1, (0, 1), micro_batch_packs=1)
-    loss, _, found = train(size, (0, 1), micro_batch_packs=micro_batch_packs, fsdp_shard_size=shard_size)
+    loss, _, found = train(size, (0, 1), micro_batch_packs=micro_batch_packs, fsdp__shard_size=shard_size)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name in (name for name in found if name.endswith(".exp_avg")):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-8, msg=name)

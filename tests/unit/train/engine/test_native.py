@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sft.config import ActivationCheckpointing, LoraConfig, OptimizerConfig, TrainConfig
+from sft.config.engine import OptimizerConfig
+from sft.config.model import ActivationCheckpointing, LoraConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.batch import IGNORE, micro_batches
 from sft.data.shards import Shards, Split
 from sft.model.attention import Documents
@@ -110,7 +112,7 @@ def test_non_finite_numbers_never_reach_the_weights(
 def test_loss_scale_halves_on_overflow_down_to_one_and_doubles_after_its_window(
     tiny_config: MakeConfig, shards: Shards
 ) -> None:
-    config = tiny_config(precision="fp16", fp16_initial_scale_power=2, fp16_scale_window=2)
+    config = tiny_config(precision="fp16", fp16__initial_scale_power=2, fp16__scale_window=2)
     engine, split = make_engine(config, shards), shards.split("train")
     scales = []
     for overflows in (True, True, True, True, False, False, False):
@@ -188,7 +190,7 @@ def test_activation_checkpointing_changes_no_bit(
 def test_restored_engine_takes_the_same_next_step(
     precision: str, tiny_config: MakeConfig, shards: Shards, tmp_path: Path
 ) -> None:
-    config = tiny_config(precision=precision, fp16_scale_window=1)
+    config = tiny_config(precision=precision, fp16__scale_window=1)
     engine, split = make_engine(config, shards), shards.split("train")
     accumulate(engine, split, 2)
     engine.step(1e-3)

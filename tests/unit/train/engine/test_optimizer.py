@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sft.config import OptimizerConfig
+from sft.config.engine import OptimizerConfig
 from sft.model.neox.model import NeoX
 from sft.model.neox.presets import PRESETS
 from sft.train.engine.optimizer import parameter_groups, trained

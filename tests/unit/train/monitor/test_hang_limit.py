@@ -1,14 +1,13 @@
-from dataclasses import replace
-
 import pytest
 
 from sft.train.monitor.hang_limit import STEP, Patience
 from tests.conftest import MakeConfig
+from tests.support.configs import changed
 
 
 @pytest.fixture
 def patience(tiny_config: MakeConfig) -> Patience:
-    return Patience(tiny_config(hang_timeout_s=120.0, first_step_timeout_s=1800.0))
+    return Patience(tiny_config(hang__timeout_s=120.0, hang__first_step_timeout_s=1800.0))
 
 
 def take_steps(patience: Patience, *lengths_s: float, from_s: float = 0.0) -> float:
@@ -59,9 +58,9 @@ def test_every_beat_is_a_sign_of_life_and_a_step_lasts_until_another_begins(pati
     assert patience.limit_s == 250.0
 
 
-@pytest.mark.parametrize(("field", "phase"), [("hang_timeout_s", STEP), ("first_step_timeout_s", "save")])
+@pytest.mark.parametrize(("field", "phase"), [("hang__timeout_s", STEP), ("hang__first_step_timeout_s", "save")])
 def test_zero_switches_a_limit_off_and_not_the_other(field: str, phase: str, tiny_config: MakeConfig) -> None:
-    config = replace(tiny_config(hang_timeout_s=120.0, first_step_timeout_s=1800.0), **{field: 0.0})
+    config = changed(tiny_config(hang__timeout_s=120.0, hang__first_step_timeout_s=1800.0), **{field: 0.0})
     patience = Patience(config)
     take_steps(patience, 1.0)
     limits_s = {STEP: patience.limit_s}

@@ -85,7 +85,7 @@ def test_fp16_at_its_smallest_scale_is_named_as_the_reason() -> None:
 
 def test_loss_above_its_limit_ends_the_run_at_once_but_one_that_is_no_number_does_not() -> None:
     high = dataclasses.replace(GOOD, loss_sum=50.5)
-    assert end(high, max_loss=10.0) == "loss 10.1 is above max_loss=10"
+    assert end(high, max_loss=10.0) == "loss 10.1 is above health.max_loss=10"
     assert end(high, max_loss=10.2) is None
     assert end(LOST, max_loss=10.0) is None
 
@@ -108,7 +108,7 @@ def test_every_change_of_the_loss_scale_is_told_once() -> None:
         ScaleChange(4096.0, 2048.0, "overflow"),
         ScaleChange(2048.0, 1024.0, "overflow"),
         None,
-        ScaleChange(1024.0, 2048.0, "no overflow for fp16_scale_window steps"),
+        ScaleChange(1024.0, 2048.0, "no overflow for fp16.scale_window steps"),
     ]
     assert (counts.num_scale_cuts, counts.num_scale_raises, counts.smallest_scale) == (2, 1, 1024.0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.shards import Shards
 from sft.errors import NumericsError, StopRequested, StorageError
 from sft.train.checkpoint.store import State, published
@@ -107,7 +107,7 @@ def test_every_change_of_the_loss_scale_is_recorded_and_an_overflow_is_no_bad_st
     ] == [
         (3, 64.0, 32.0, "overflow"),
         (4, 32.0, 16.0, "overflow"),
-        (7, 16.0, 32.0, "no overflow for fp16_scale_window steps"),
+        (7, 16.0, 32.0, "no overflow for fp16.scale_window steps"),
     ]
     assert "loss scale 32: cut 2 times, raised 1 time, smallest 16" in capsys.readouterr().out
     assert not (Path(config.out) / "bad_steps").exists()
@@ -115,7 +115,7 @@ def test_every_change_of_the_loss_scale_is_recorded_and_an_overflow_is_no_bad_st
 
 
 def test_fp16_comes_down_from_a_loss_scale_that_is_too_high_and_tells_every_step_of_it(tiny_config: MakeConfig) -> None:
-    config = tiny_config(precision="fp16", fp16_initial_scale_power=24, max_steps=4)
+    config = tiny_config(precision="fp16", fp16__initial_scale_power=24, max_steps=4)
     train(config)
     steps, changes = records(config, "step"), records(config, "scale")
     assert [step["scale"] for step in steps] == [2.0**power for power in (24, 23, 22, 21)]
@@ -128,7 +128,7 @@ def test_fp16_comes_down_from_a_loss_scale_that_is_too_high_and_tells_every_step
 
 
 def test_rate_after_a_resume_is_that_of_the_step(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(max_bad_steps=1)
+    config = tiny_config(health__max_bad_steps=1)
     with monkeypatch.context() as patch:
         change_results(patch, {7: STEEP})
         with pytest.raises(NumericsError):
@@ -141,7 +141,7 @@ def test_rate_after_a_resume_is_that_of_the_step(tiny_config: MakeConfig, monkey
 def test_a_spike_is_recorded_with_its_packs_and_warned_about_once(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = tiny_config(spike_window=8)
+    config = tiny_config(health__spike_window=8)
     change_results(monkeypatch, {step: {"loss_sum": 1e6} for step in (6, 7)})
     train(config)
     (spike,) = records(config, "spike")
@@ -156,9 +156,9 @@ def test_a_spike_is_recorded_with_its_packs_and_warned_about_once(
 def test_a_loss_above_max_loss_ends_the_run_before_its_weights_are_saved(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(max_loss=20.0, save_every_steps=2, async_save=False)
+    config = tiny_config(health__max_loss=20.0, checkpoint__every_steps=2, checkpoint__async_save=False)
     change_results(monkeypatch, {6: {"loss_sum": 1e6}})
-    with pytest.raises(NumericsError, match="is above max_loss=20") as error:
+    with pytest.raises(NumericsError, match=r"is above health\.max_loss=20") as error:
         train(config)
     assert str(bad_step_path(Path(config.out), 6)) in error.value.message()
     assert [path.name for path in published(Path(config.out) / "checkpoints")] == ["step-00000004", "step-00000002"]
@@ -168,7 +168,10 @@ def test_a_loss_above_max_loss_ends_the_run_before_its_weights_are_saved(
 def test_what_the_run_has_seen_is_the_same_after_a_resume(
     stop: int, tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parted = tiny_config(spike_window=6), tiny_config(spike_window=6, out=str(tmp_path / "parted"))
+    whole, parted = (
+        tiny_config(health__spike_window=6),
+        tiny_config(health__spike_window=6, out=str(tmp_path / "parted")),
+    )
     changes: dict[int, Change] = {step: {"scale": 64.0 if step < 7 else 32.0} for step in range(1, 13)}
     changes[6] |= STEEP
     changes[7] |= {"loss_sum": 1e5}
@@ -203,7 +206,7 @@ def test_a_full_disk_hides_neither_the_error_nor_its_cause(
     monkeypatch.setattr(bad_steps, "write_text", refuse)
     change_results(monkeypatch, {2: STEEP})
     with pytest.raises(NumericsError, match="not finite in 1 step in a row"):
-        train(tiny_config(max_bad_steps=1))
+        train(tiny_config(health__max_bad_steps=1))
     assert "step 2 is told in metrics.jsonl only" in caplog.text
 
 
@@ -225,7 +228,7 @@ def test_a_run_that_is_sick_for_long_does_not_fill_the_disk(
 def test_a_bad_step_that_was_taken_anew_is_no_longer_called_bad(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(max_bad_steps=1)
+    config = tiny_config(health__max_bad_steps=1)
     with monkeypatch.context() as patch:
         change_results(patch, {6: STEEP})
         with pytest.raises(NumericsError):

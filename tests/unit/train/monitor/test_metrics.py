@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import TrainConfig, WandbConfig
+from sft.config.train import TrainConfig, WandbConfig
 from sft.errors import ConfigError
 from sft.train.monitor.metrics import MetricsFile, Tracker, open_tracker, read_records, supersede
 

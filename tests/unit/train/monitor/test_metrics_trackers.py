@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sft.config import TrainConfig, WandbConfig
+from sft.config.train import TrainConfig, WandbConfig
 from sft.errors import ConfigError, StopRequested
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
@@ -147,7 +147,7 @@ def stopped_and_gone_back(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, 
 def test_points_that_a_resume_superseded_can_be_told_apart_in_wandb(
     tiny_config: MakeConfig, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped_and_gone_back(tiny_config(wandb=ONLINE, async_save=False), monkeypatch)
+    stopped_and_gone_back(tiny_config(wandb=ONLINE, checkpoint__async_save=False), monkeypatch)
     assert [call["config"]["attempts"] for call in wandb.inits] == [{"1": 0}, {"1": 0, "2": 4}]
     assert len({call["id"] for call in wandb.inits}) == 1
     starts = wandb.inits[-1]["config"]["attempts"]
@@ -171,7 +171,7 @@ def scalars(config: TrainConfig) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_shows_what_metrics_hold(tiny_config: MakeConfig) -> None:
     pytest.importorskip("tensorboard")
-    config = tiny_config(tensorboard=True, eval_every_steps=6, eval_max_packs=2)
+    config = tiny_config(tensorboard=True, evaluation__every_steps=6, evaluation__max_packs=2)
     train(config)
     records = read_records(Path(config.out) / "metrics.jsonl")
     shown = scalars(config)
@@ -187,7 +187,7 @@ def test_points_that_a_resume_superseded_vanish_from_tensorboard(
     fail_at: int, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
-    config = tiny_config(tensorboard=True, async_save=False)
+    config = tiny_config(tensorboard=True, checkpoint__async_save=False)
     stopped_and_gone_back(config, monkeypatch, fail_at)
     assert len(list((Path(config.out) / "tensorboard").iterdir())) == 2
     assert [step for step, _ in scalars(config)["step/loss"]] == list(range(1, 13))
@@ -234,7 +234,9 @@ def test_key_in_the_environment_is_in_nothing_that_a_run_writes_prints_or_sends(
     for name in ("WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD"):
         monkeypatch.setenv(name, CANARY)
     has_tensorboard = importlib.util.find_spec("tensorboard") is not None
-    config = tiny_config(wandb=ONLINE, tensorboard=has_tensorboard, eval_every_steps=4, async_save=False)
+    config = tiny_config(
+        wandb=ONLINE, tensorboard=has_tensorboard, evaluation__every_steps=4, checkpoint__async_save=False
+    )
     stopped_and_gone_back(config, monkeypatch)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10

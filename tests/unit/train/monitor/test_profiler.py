@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.errors import StopRequested
 from sft.train.loop import train
 from sft.train.monitor.metrics import read_records
@@ -30,7 +30,7 @@ def take(profiler: StepProfiler, *steps: int) -> None:
 
 def test_the_steps_asked_for_are_in_trace_and_table(tiny_config: MakeConfig, tmp_path: Path) -> None:
     plain = tiny_config(max_steps=4)
-    config = tiny_config(max_steps=4, profile_start_step=2, profile_steps=2, out=str(tmp_path / "profiled"))
+    config = tiny_config(max_steps=4, profiler__start_step=2, profiler__steps=2, out=str(tmp_path / "profiled"))
     train(plain)
     train(config)
     assert steps_recorded(Path(config.out)) == ["step 2", "step 3"]

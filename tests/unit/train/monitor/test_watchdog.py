@@ -20,7 +20,7 @@ class Bench:
 
     def __init__(self, folder: Path, make_config: MakeConfig) -> None:
         self.now_s, self.codes, self.path = 1000.0, list[int](), stacks_path(folder, RANK)
-        config = make_config(hang_timeout_s=120.0, first_step_timeout_s=1800.0)
+        config = make_config(hang__timeout_s=120.0, hang__first_step_timeout_s=1800.0)
         self.dog = Watchdog(folder, World(RANK, 5), config, clock=lambda: self.now_s, leave=self.codes.append)
 
     def after(self, seconds: float) -> None:
@@ -118,7 +118,7 @@ def test_healthy_run_leaves_no_stacks_and_is_no_longer_watched(tmp_path: Path, t
 
 def test_watchdog_that_is_switched_off_never_leaves(tmp_path: Path, tiny_config: MakeConfig) -> None:
     codes: list[int] = []
-    config = tiny_config(hang_timeout_s=0.0, first_step_timeout_s=0.0)
+    config = tiny_config(hang__timeout_s=0.0, hang__first_step_timeout_s=0.0)
     now_s = 0.0
     with Watchdog(tmp_path, World(), config, clock=lambda: now_s, leave=codes.append) as dog:
         now_s = 1e9

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from sft.data.batches import batch
 from sft.data.batches.batch import Batch
 from sft.data.shards import Pack, Shards
@@ -24,6 +24,7 @@ from sft.train.loop import train
 from sft.train.monitor.metrics import read_records
 from sft.train.numerics import gate, reference
 from sft.train.numerics.gate import Check, angle, loss_error, pick, require_exact
+from tests.support.configs import changed
 from tests.support.models import make_engine
 from tests.support.ranks import run_ranks
 from tests.unit.train.engine.test_fsdp import make_engine as make_shared_engine
@@ -204,14 +205,14 @@ def test_run_with_wrong_attention_ends_before_its_first_step(
     with pytest.raises(NumericsError, match="train pack"):
         train(config)
     assert [record["kind"] for record in read_records(Path(config.out) / "metrics.jsonl")] == ["start"]
-    train(replace(config, numerics_gate=False))
+    train(changed(config, health__numerics_gate=False))
     assert "step" in [record["kind"] for record in read_records(Path(config.out) / "metrics.jsonl")]
 
 
 def test_gate_changes_no_bit_of_a_run_and_is_recorded(tiny_config: MakeConfig, tmp_path: Path) -> None:
     losses = []
     for is_on in (True, False):
-        config = tiny_config(max_steps=3, numerics_gate=is_on, out=str(tmp_path / str(is_on)))
+        config = tiny_config(max_steps=3, health__numerics_gate=is_on, out=str(tmp_path / str(is_on)))
         train(config)
         records = read_records(Path(config.out) / "metrics.jsonl")
         losses.append([record["loss"] for record in records if record["kind"] == "step"])

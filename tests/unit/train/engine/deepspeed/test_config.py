@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sft.config import DeepSpeedConfig, OptimizerConfig
+from sft.config.engine import DeepSpeedConfig, OptimizerConfig
+from sft.config.fields import problems
 from sft.errors import ConfigError
 from sft.train.engine.deepspeed.config import deepspeed_json
 from sft.train.engine.deepspeed.engine import DeepSpeedEngine
@@ -44,7 +45,7 @@ def test_offloading_pins_memory_where_there_is_a_gpu(device: str, is_pinned: boo
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: DeepSpeedConfig, problem: str) -> None:
-    assert [text.startswith(problem) for text in settings.problems()] == [True]
+    assert [text.startswith(problem) for text in problems(settings)] == [True]
 
 
 def test_missing_package_is_named_with_what_to_do(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

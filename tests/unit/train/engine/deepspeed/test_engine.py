@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sft.config import TrainConfig
+from sft.config.train import TrainConfig
 from tests.support.deepspeed import (
     KINDS,
     NUM_STEPS,
@@ -146,7 +146,7 @@ def test_a_run_goes_on_at_any_size_and_stage_and_with_the_other_engine(
 def test_a_run_goes_on_with_the_same_bits_with_as_many_processes(
     stage: int, tiny_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = zero(tiny_config(micro_batch_packs=1, precision="fp16", fp16_scale_window=3), stage)
+    config = zero(tiny_config(micro_batch_packs=1, precision="fp16", fp16__scale_window=3), stage)
     straight, end = train(config, 2, tmp_path / "straight", (0, 4))
     first, state = train(config, 2, tmp_path / "first", (0, 2))
     second, same_end = train(config, 2, tmp_path / "second", (2, 4), (tmp_path / "first", state))

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sft.config import OptimizerConfig, TrainConfig
+from sft.config.engine import OptimizerConfig
+from sft.config.train import TrainConfig
 from tests.support.deepspeed import (
     MakeConfig,
     assert_same_bits,
@@ -111,7 +112,7 @@ def overflow(ranks: Any, config: TrainConfig) -> Any:
 def test_loss_scale_halves_on_overflow_down_to_one_and_doubles_after_its_window(
     stage: int, offload: bool, tiny_config: MakeConfig
 ) -> None:
-    config = tiny_config(precision="fp16", fp16_initial_scale_power=2, fp16_scale_window=2)
+    config = tiny_config(precision="fp16", fp16__initial_scale_power=2, fp16__scale_window=2)
     expected = [[4, True], [2, True], [1, True], [1, True], [1, False], [1, False], [2, False]]
     assert run_ranks(2, overflow, zero(config, stage, offload=offload)) == [expected, expected]
 

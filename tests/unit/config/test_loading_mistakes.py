@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from sft.config import InitConfig, TrainConfig
+from sft.config.loading import Layer, load, read_arguments
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.errors import ConfigError
-from sft.settings import Layer, load, read_arguments, read_yaml
 
 TRAIN = {"shards": "s", "out": "o", "model": {"weights": "base"}}
 
@@ -91,8 +93,8 @@ def test_contradictions_of_different_parts_are_told_at_once() -> None:
 
 @pytest.mark.parametrize("other", [{"epochz": 1}, {"precision": "fp8"}, {"optimizer": {"lr": -1}}], ids=str)
 def test_a_range_and_another_mistake_are_told_at_once(other: dict[str, Any]) -> None:
-    message = refusal({**TRAIN, "keep_checkpoints": 0, **other}, schema=TrainConfig)
-    assert "keep_checkpoints" in message
+    message = refusal({**TRAIN, "checkpoint": {"keep_last": 0}, **other}, schema=TrainConfig)
+    assert "checkpoint.keep_last=0: expected at least 2" in message
     assert next(iter(other)) in message
 
 
@@ -121,6 +123,22 @@ def test_a_key_misspelt_by_one_letter_is_refused_with_the_right_name(name: str, 
     message = refusal({**required, **dict.fromkeys(wrong, 1)}, schema=schema)
     for typo in wrong:
         assert f"  - {typo}: unknown key in file0; did you mean {name}?" in message
+
+
+@pytest.mark.parametrize(("old", "new"), [*TrainConfig.FORMERLY.items()])
+def test_a_key_of_an_earlier_version_is_answered_with_today_s(old: str, new: str, tmp_path: Path) -> None:
+    yaml_file = tmp_path / "config.yaml"
+    yaml_file.write_text(f"{old}: 1\n")
+    for layer, place in ((read_yaml(yaml_file), str(yaml_file)), (read_arguments([f"{old}=1"]), "command line")):
+        message = refusal(TRAIN, layer, schema=TrainConfig)
+        assert f"  - {old}: unknown key in {place}; it is called {new} now" in message
+
+
+def test_today_s_names_of_earlier_keys_are_known() -> None:
+    config = load(TrainConfig, [Layer("file", TRAIN)]).config
+    for name in TrainConfig.FORMERLY.values():
+        group, _, inner = name.partition(".")
+        assert hasattr(getattr(config, group), inner)
 
 
 @pytest.mark.parametrize("argument", ["", "=", "=3", "epochs", "--epochs", "epochs 3"])

@@ -10,9 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.config import BuildConfig, ChatConfig, EvalConfig, ExportConfig, TrainConfig
+from sft.config.data import BuildConfig
+from sft.config.inference import ChatConfig, EvalConfig, ExportConfig
+from sft.config.loading import Layer, load, read_arguments
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import as_values, as_yaml, describe, read_yaml
 from sft.errors import ConfigError
-from sft.settings import Layer, as_values, as_yaml, describe, load, read_arguments, read_yaml
 
 TRAIN = {"shards": "s", "out": "o", "model": {"weights": "base"}}
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import difflib
-import json
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft.config.fields import IsPath, problems, unannotated
 from sft.errors import ConfigError
 from sft.redact import refuse_secrets
 
@@ -68,21 +67,6 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Resolved[T]:
     return Resolved(typing.cast(T, config), origins)
 
 
-def read_yaml(path: Path) -> Layer:
-    """The values of a YAML file as a layer named after the file."""
-    if not path.is_file():
-        raise ConfigError("no such config file", on=path, hint="give the path of a YAML file")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not readable as YAML: {error}", on=path) from error
-    except OSError:  # how OmegaConf answers a file that holds a single number
-        values = None
-    if not isinstance(values, dict):
-        raise ConfigError("expected a mapping of settings", on=path)
-    return Layer(str(path), typing.cast(Values, values))
-
-
 def read_arguments(arguments: Sequence[str]) -> Layer:
     """The `key=value` arguments as a layer; dots in a key step into nested settings."""
     values: dict[str, Any] = {}
@@ -102,43 +86,9 @@ def read_arguments(arguments: Sequence[str]) -> Layer:
     return Layer("command line", values)
 
 
-def describe(loaded: Resolved[Any]) -> str:
-    """The resolved config as YAML, each line saying where its value came from."""
-    lines: list[str] = []
-    _describe(loaded.config, "", 0, loaded.origins, lines)
-    return "\n".join(lines)
-
-
-def as_yaml(config: Any) -> str:
-    """The resolved config as plain YAML that `read_yaml` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(as_values(config))))
-
-
-def as_values(config: Any) -> dict[str, Any]:
-    """The config as nested dicts of plain values."""
-    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _escaped(value: Any) -> Any:
-    """Texts with `${` marked as not meant to be filled in when they are read."""
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
 def _expanded(schema: Any, values: Values) -> Values:
     """The values with those mappings parsed that the command line gives whole, as in `optimizer={lr: 1e-5}`."""
-    hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+    hints = _hints(schema) if dataclasses.is_dataclass(schema) else {}
     entry = typing.get_args(schema)[1] if typing.get_origin(schema) is dict else None
     expanded = dict(values)
     for key, value in values.items():
@@ -169,10 +119,10 @@ def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mist
         mistakes.append(f"{path.rstrip('.')}: expected a mapping, got {values!r}")
         return BAD
     fields = {field.name: field for field in dataclasses.fields(schema)}
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     for key in values:
         if key not in fields:
-            mistakes.append(_unknown(str(key), path, list(fields), origins))
+            mistakes.append(_unknown(str(key), path, schema, origins))
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         if name in values:
@@ -188,7 +138,7 @@ def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mist
     if any(name not in arguments and not _has_default(field) for name, field in fields.items()):
         return BAD
     config = schema(**arguments)
-    mistakes.extend(f"{path}{text}" for text in getattr(config, "problems", tuple)())
+    mistakes.extend(f"{path}{text}" for text in problems(config))
     return config
 
 
@@ -196,15 +146,23 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
-def _unknown(key: str, path: str, known: list[str], origins: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    advice = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}"
+def _hints(schema: Any) -> dict[str, Any]:
+    return typing.get_type_hints(schema, include_extras=True)
+
+
+def _unknown(key: str, path: str, schema: Any, origins: Mapping[str, str]) -> str:
     place = next((origin for name, origin in origins.items() if (name + ".").startswith(f"{path}{key}.")), "")
-    return f"{path}{key}: unknown key{f' in {place}' if place else ''}; {advice}"
+    found = f"{path}{key}: unknown key{f' in {place}' if place else ''}; "
+    if today := getattr(schema, "FORMERLY", {}).get(key):
+        return f"{found}it is called {path}{today} now"
+    known = [field.name for field in dataclasses.fields(schema)]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return found + (f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}")
 
 
 def _convert(hint: Any, value: Any, path: str, origins: Mapping[str, str], mistakes: list[str]) -> Any:
     """The value as the hinted type, or BAD with the mistake noted."""
+    hint, extras = unannotated(hint)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{path}.", origins, mistakes)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -215,18 +173,20 @@ def _convert(hint: Any, value: Any, path: str, origins: Mapping[str, str], mista
         items = {key: _convert(arguments[1], item, f"{path}.{key}", origins, mistakes) for key, item in value.items()}
         return BAD if BAD in items.values() else items
     try:
-        return _scalar(hint, origin, arguments, value)
+        return _scalar(hint, value, extras)
     except ValueError as error:
         place = origins.get(path)
         mistakes.append(f"{path}={value!r}{f' in {place}' if place else ''}: {error}")
         return BAD
 
 
-def _scalar(hint: Any, origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
+def _scalar(hint: Any, value: Any, outer: tuple[Any, ...] = ()) -> Any:
+    hint, extras = unannotated(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         inner = next(argument for argument in arguments if argument is not type(None))
         empty = value is None or (isinstance(value, _Text) and value.lower() in ("null", "none"))
-        return None if empty else _scalar(inner, typing.get_origin(inner), typing.get_args(inner), value)
+        return None if empty else _scalar(inner, value)
     if origin is Literal:
         if value in arguments:
             return str(value)
@@ -234,10 +194,21 @@ def _scalar(hint: Any, origin: Any, arguments: tuple[Any, ...], value: Any) -> A
     if origin is tuple:
         return _tuple(arguments, _parse(value))
     if hint is str:
-        if isinstance(value, str):
-            return str(value)
-        raise ValueError("expected text; put it in quotes")
+        if not isinstance(value, str):
+            raise ValueError("expected text; put it in quotes")
+        is_path = any(extra is IsPath or isinstance(extra, IsPath) for extra in (*extras, *outer))
+        return _path(str(value)) if is_path else str(value)
     return _number(hint, _parse(value))
+
+
+def _path(text: str) -> str:
+    """The path with the home folder in place of a leading `~`."""
+    if "${" in text:
+        raise ValueError("expected a path without ${…}, which is not filled in")
+    home = text == "~" or text.startswith("~/")
+    if text.startswith("~") and not home:
+        raise ValueError("expected ~/… for your own home folder, or the whole path")
+    return str(Path(text).expanduser()) if home else text
 
 
 def _number(hint: Any, value: Any) -> Any:
@@ -261,10 +232,7 @@ def _tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
         kinds = list(arguments)
     else:
         raise ValueError(f"expected {len(arguments)} values")
-    return tuple(
-        _scalar(kind, typing.get_origin(kind), typing.get_args(kind), item)
-        for kind, item in zip(kinds, items, strict=True)
-    )
+    return tuple(_scalar(kind, item) for kind, item in zip(kinds, items, strict=True))
 
 
 def _parse(value: Any) -> Any:
@@ -275,26 +243,3 @@ def _parse(value: Any) -> Any:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError("not readable as a YAML value") from error
-
-
-def _describe(config: Any, path: str, depth: int, origins: Mapping[str, str], lines: list[str]) -> None:
-    items = (
-        config.items()
-        if isinstance(config, dict)
-        else [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
-    )
-    indent = "  " * depth
-    for name, value in items:
-        if dataclasses.is_dataclass(value) or isinstance(value, dict):
-            lines.append(f"{indent}{name}:")
-            _describe(value, f"{path}{name}.", depth + 1, origins, lines)
-        else:
-            first, *rest = _shown(name, _plain(value)).split("\n")
-            lines.append(f"{indent}{first}  # {origins.get(f'{path}{name}', 'default')}")
-            lines.extend(f"{indent}{line}" for line in rest)
-
-
-def _shown(name: str, value: Any) -> str:
-    lines = OmegaConf.to_yaml(OmegaConf.create({name: _escaped(value)})).rstrip("\n")
-    # A text of several lines is shown on one, as JSON, which is YAML too.
-    return f"{name}: {json.dumps(value)}" if isinstance(value, str) and "\n" in lines else lines

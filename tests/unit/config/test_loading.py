@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import pytest
 
+from sft.config.loading import Layer, load, read_arguments
+from sft.config.train import TrainConfig
+from sft.config.yaml_text import read_yaml
 from sft.errors import ConfigError
-from sft.settings import Layer, load, read_arguments, read_yaml
 
 TRAIN = {"shards": "s", "out": "o", "model": {"weights": "base"}}
 
@@ -117,7 +119,7 @@ def test_an_argument_is_read_as_the_type_of_its_setting(argument: str, name: str
         ("pair: [1, 2]", "pair", (1.0, 2.0)),
         ("label: 2024-01-01", "label", "2024-01-01"),
         ("inner: {rate: 4}", "inner", Inner(rate=4.0)),
-        ("count: 4\nlabel: run-${count}", "label", "run-4"),
+        (r"label: \${count}", "label", "${count}"),
         ("label: >-\n  two\n  lines\n", "label", "two lines"),
     ],
 )
@@ -198,6 +200,22 @@ def test_an_unreadable_mapping_on_the_command_line_is_refused() -> None:
 
 def test_a_number_beyond_floats_is_refused() -> None:
     assert "rate" in refusal({"path": "p"}, read_arguments([f"rate=1{'0' * 400}"]))
+
+
+PATHS = [("~/runs/x", str(Path.home() / "runs/x")), ("~", str(Path.home())), ("runs/~x", "runs/~x"), ("$x", "$x")]
+
+
+@pytest.mark.parametrize(("written", "path"), PATHS)
+def test_a_path_may_begin_with_the_home_folder_and_stands_for_itself_otherwise(written: str, path: str) -> None:
+    for layer in (Layer("file", {"out": written}), read_arguments([f"out={written}"])):
+        assert load(TrainConfig, [Layer("file", TRAIN), layer]).config.out == path
+
+
+@pytest.mark.parametrize("written", ["${HOME}/x", "runs/${x}", "~someone/x"])
+@pytest.mark.parametrize("name", ["out", "shards", "model.weights"])
+def test_a_path_that_would_make_a_folder_of_that_name_is_refused(name: str, written: str) -> None:
+    message = refusal(TRAIN, read_arguments([f"{name}={written}"]), schema=TrainConfig)
+    assert f"  - {name}={written!r} in command line: expected" in message
 
 
 # ------------------------------------------------------------------------------------------------ layers
