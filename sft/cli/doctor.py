@@ -35,9 +35,6 @@ PURPOSES = {
 }
 """What each optional extra is for; `dev` is for working on sft itself."""
 SHOWN = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
-COPIES_SAVED = 3
-"""The weights and AdamW's two moments."""
-BYTES_PER_WEIGHT = 4
 GIB = 1 << 30
 
 
@@ -213,15 +210,13 @@ def _why_no_gpu() -> str:
 
 
 def _show_disk(console: "Console") -> None:
-    from sft.model.neox.presets import PRESETS
+    from sft.model.registry import meta_model, presets
+    from sft.train.engine.optimizer import saved_bytes
 
     free = shutil.disk_usage(Path.cwd()).free
     room = []
     for size_name in ("3b", "7b"):
-        shape = PRESETS[f"stablelm_{size_name}"]
-        block = shape.hidden_size * (4 * shape.hidden_size + 2 * shape.intermediate_size)  # biases do not matter here
-        num_weights = 2 * shape.vocab_size * shape.hidden_size + shape.num_layers * block
-        size = COPIES_SAVED * BYTES_PER_WEIGHT * num_weights
+        size = saved_bytes(meta_model(presets()[f"stablelm_{size_name}"]))
         room.append(f"{free // size} of {size_name.upper()} ({_gib(size)} each)")
     console.print(f"disk: {_gib(free)} free here; checkpoints that fit: {', '.join(room)}")
 

@@ -75,9 +75,8 @@ class Run:
     @cached_property
     def cost_per_token(self) -> float:
         """What the linear layers cost for a token, in pairs of tokens that attend to each other."""
-        shape = self.engine.model.config
-        head, block = shape.vocab_size, 4 * shape.hidden_size + 2 * shape.intermediate_size
-        return (head + shape.num_layers * block) / (2 * shape.num_layers)
+        model = self.engine.model
+        return model.flops_per_token / model.flops_per_pair
 
     def is_due(self, every_steps: int) -> bool:
         """True after every `every_steps` steps and after the last one; 0 is never."""
