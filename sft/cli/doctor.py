@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 """The project's folder, if sft runs from its sources."""
 PURPOSES = {
     "deepspeed": "engine=deepspeed: ZeRO",
-    "eval": "benchmarks of lm-eval",
     "fast": "tokenizer_backend=fastokens: builds several times faster",
     "flash": "FlashAttention instead of PyTorch's kernel for documents",
     "tensorboard": "tensorboard=true: event files in the run folder",

@@ -54,14 +54,6 @@ def add_adapters(model: NeoX, config: LoraConfig) -> None:
                     setattr(parent, name, LoraLinear(getattr(parent, name), config))
 
 
-@torch.no_grad()
-def initialise_adapters(model: NeoX, seed: int) -> None:
-    """Give fresh adapters their first values, with which they change nothing."""
-    for name, parameter in model.named_parameters():
-        if is_adapter(name):
-            parameter.copy_(first_values(name, parameter.shape, seed))
-
-
 def first_values(name: str, shape: torch.Size, seed: int) -> Tensor:
     """What an adapter's parameter starts with: A normal with variance 1 / I, B zero.
 

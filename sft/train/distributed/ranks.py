@@ -60,10 +60,6 @@ class RankGroup:
         """The JSON value of rank 0."""
         return self.gather_json(value if self.is_first else None)[0]
 
-    def barrier(self) -> None:
-        """Wait until everybody is here."""
-        self.gather([])
-
     @contextmanager
     def raise_on_all(self) -> Iterator[None]:
         """Leave the block with an SftError on every process if any of them had one: nobody waits for who has left."""

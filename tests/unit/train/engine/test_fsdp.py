@@ -69,7 +69,7 @@ def run(
         engine.restore(StoredSlices(Path(before), shapes), state)
     losses = take_steps(ranks, engine, config, shards, range(*steps))
     write_slices(engine.slices(), shape, Path(out), ranks.rank, ranks.size)
-    ranks.barrier()
+    ranks.gather([])
     return losses
 
 

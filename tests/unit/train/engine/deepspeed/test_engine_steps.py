@@ -74,7 +74,7 @@ def skip_a_step(ranks: Any, config: TrainConfig, out: str, where: str, value: fl
     save(engine, Path(out) / "after", ranks)
     same = digest(engine) == before
     following = take_step(engine, config, 2, ranks)
-    ranks.barrier()
+    ranks.gather([])
     straight = make_engine(config)
     take_step(straight, config, 0, ranks)
     return skipped["is_skipped"], same, following == take_step(straight, config, 2, ranks), following["is_skipped"]
