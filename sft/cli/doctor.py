@@ -19,7 +19,7 @@ from rich.text import Text
 from sft.config.model import Precision
 from sft.config.train import TrainConfig
 from sft.errors import ConfigError
-from sft.version import VERSION
+from sft.version import VERSION, version_of
 
 ROOT = Path(__file__).parents[2]
 """The project's folder, if sft runs from its sources."""
@@ -83,10 +83,7 @@ def installed() -> Iterator[Package]:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra or ""}):
             continue
-        try:
-            yield Package(requirement, extra, metadata.version(requirement.name))
-        except metadata.PackageNotFoundError:
-            yield Package(requirement, extra, None)
+        yield Package(requirement, extra, version_of(requirement.name))
 
 
 def install_command(*extras: str) -> str:
@@ -132,10 +129,11 @@ def _show_extras(console: Console, extras: list[Package]) -> None:
 def _show_devices(console: Console) -> None:
     import torch
 
+    from sft.data.build.pool import num_cores
+
     table = _table("device", "memory", "fp32", "bf16", "fp16")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    table.add_row(f"cpu, {num_cores} cores", _gib(memory), *_kernels("cpu"))
+    table.add_row(f"cpu, {num_cores()} cores", _gib(memory), *_kernels("cpu"))
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         table.add_row(f"cuda:{number}, {facts.name}", _gib(facts.total_memory), *_kernels("cuda", number))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ from sft.train.monitor.stragglers import SlowRanks
 from sft.train.monitor.watchdog import Watchdog
 from sft.train.run_folder import RunFolder
 from sft.train.stop import Clock, Stop
-from sft.version import VERSION
+from sft.version import VERSION, versions_of
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +148,7 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the bits of a run."""
-    packages = ("torch", "safetensors", "numpy", "pyarrow")
-    return {"sft": VERSION, "python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"sft": VERSION, **versions_of("torch", "safetensors", "numpy", "pyarrow")}
 
 
 @contextmanager
