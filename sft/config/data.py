@@ -113,6 +113,8 @@ class BuildConfig:
     """Chooses the held-out conversations."""
     system: Literal["recipe", "card"] = "recipe"
     """`card` puts the card's system prompt on every source."""
+    format: Literal["stablelm"] = "stablelm"
+    """How conversations are written: what stands between their texts, and which system text is `card`."""
     supervise: Literal["assistant", "all"] = "assistant"
     """Which tokens carry loss; `all` is the as-released variant."""
     end_token: bool = True
@@ -142,3 +144,13 @@ class BuildConfig:
             for name, source in self.sources.items():
                 if 0 < source.weight <= self.valid_share:
                     yield f"sources.{name}.weight={source.weight}: expected more than valid_share={self.valid_share}"
+
+
+@dataclass(frozen=True)
+class FetchConfig(BuildConfig):
+    """`sft fetch`: the settings of a build, since one mixture serves both, but no tokenizer and no place for shards."""
+
+    tokenizer: PathText = ""
+    """Not needed."""
+    out: PathText = ""
+    """Not needed."""

@@ -12,18 +12,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sft.chat.encode import CARD_SYSTEM_PROMPT
 from sft.config.inference import EvalConfig
 from sft.console.progress import progress
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, NumericsError
 from sft.inference.answer import samples
 from sft.inference.load import LoadedModel, find, load
-from sft.model.objective import Objective
+from sft.model.objectives.next_token import NextToken
 from sft.storage.atomic import write_text
 from sft.train.distributed.world import choose_device
+from sft.train.engine.forward import measure
 from sft.train.engine.precision import autocast
-from sft.train.held_out_loss import SourceLoss, held_out_loss, measure
+from sft.train.held_out_loss import SourceLoss, held_out_loss
 from sft.version import VERSION
 
 
@@ -68,7 +68,8 @@ def _evaluate(loaded: LoadedModel, config: EvalConfig, device: torch.device) -> 
     shards = _shards(loaded, config)
     measured = dict(_losses(loaded, shards, config, device)) if shards else {}
     with torch.inference_mode(), autocast(device, config.precision):
-        answers = list(samples(loaded, config.prompts, config.system or CARD_SYSTEM_PROMPT, config.generation))
+        system = config.system or loaded.tokenizer.format.default_system
+        answers = list(samples(loaded, config.prompts, system, config.generation))
     return {
         "checkpoint": str(loaded.folder),
         "step": loaded.state.step if loaded.state else None,
@@ -95,7 +96,7 @@ def _num_packs(split: Split, config: EvalConfig) -> int:
 def _losses(
     loaded: LoadedModel, shards: Shards, config: EvalConfig, device: torch.device
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    split, objective = shards.split(config.split), Objective(loaded.model)
+    split, objective = shards.split(config.split), NextToken(loaded.model)
     with progress("evaluate", _num_packs(split, config), unit="packs") as advance:
         losses: dict[str, SourceLoss] = held_out_loss(
             lambda batch: measure(objective, device, autocast(device, config.precision), batch),

@@ -8,6 +8,7 @@ from typing import Any
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config.model import ModelConfig
 from sft.data.manifest import renamed
+from sft.model.registry import family_of
 from sft.version import VERSION
 
 Source = Mapping[str, Any]
@@ -34,11 +35,12 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _lines(facts: CardFacts) -> Iterator[str]:
-    shape = facts.shape
-    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- gpt_neox", "- sft")
+    shape, family = facts.shape, family_of(facts.shape)
+    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation")
+    yield from ("tags:", f"- {family.model_type}", "- sft")
     yield from ("license: other", "---", "", f"# {facts.name}", "")
     yield (
-        f"A GPT-NeoX chat model with {facts.num_parameters:,} parameters ({shape.num_layers} layers, width "
+        f"A {family.title} chat model with {facts.num_parameters:,} parameters ({shape.num_layers} layers, width "
         f"{shape.hidden_size}, {shape.num_heads} heads, {shape.max_positions} positions), weights in {facts.dtype}. "
         f"Exported by sft {VERSION}."
     )
@@ -74,8 +76,9 @@ def _usage(facts: CardFacts) -> Iterator[str]:
 def _format(facts: CardFacts) -> Iterator[str]:
     tokenizer = facts.tokenizer
     stops = ", ".join(f"{token_id} `{tokenizer.name(token_id)}`" for token_id in tokenizer.stop_ids)
-    yield "`<|SYSTEM|>…<|USER|>…<|ASSISTANT|>…`, with nothing between tags and text. An answer ends at the first of"
-    yield f"these ids: {stops}."
+    yield f"`{tokenizer.format.sketch}`, with nothing between tags and text. An answer ends at the first of"
+    texts = "".join(f", or of the text {text!r}" for text in tokenizer.format.stop_strings)
+    yield f"these ids: {stops}{texts}."
     yield "A tag that is spelt out inside a message counts as a tag: take such text out of what users send."
     yield from ("", "A chat without a system message gets this one:", "", *_quoted(facts.system))
 

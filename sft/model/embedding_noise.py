@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sft.data.batches.batch import Batch
 from sft.hashing import hashes
 
 _NUM_BITS = 23
@@ -50,11 +49,6 @@ class EmbeddingNoise:
         units_N = alpha / np.sqrt(lengths_N * width) / (1 << _NUM_BITS)
         unit_T = np.repeat(units_N.astype(np.float32), lengths_N)
         return cls(torch.from_numpy(seeds_T.view(np.int64)).to(device), torch.from_numpy(unit_T).to(device))
-
-    @classmethod
-    def for_batch(cls, batch: Batch, alpha: float, width: int, device: torch.device) -> "EmbeddingNoise | None":
-        """The noise of a batch, if its documents have seeds for it."""
-        return cls.of(batch.doc_lengths, batch.doc_seeds, alpha, width, device) if batch.doc_seeds else None
 
     @torch.no_grad()
     def values(self, width: int) -> Tensor:

@@ -12,11 +12,9 @@ from sft.config.fields import problems
 from sft.config.model import InitConfig, LoraConfig, ModelConfig
 from sft.data.shards import TOKENIZER, Shards
 from sft.errors import ConfigError, listed
-from sft.model.hf_folder import parameter_shapes, read_config
+from sft.model.hf_folder import read_config, stored_weights
 from sft.model.lora import PLAIN, first_values, is_adapter
-from sft.model.neox.model import build, initialise
-from sft.model.neox.presets import PRESETS
-from sft.model.stored_weights import StoredWeights
+from sft.model.registry import build, parameter_shapes, presets
 from sft.storage.json_file import read_json, readable
 from sft.train.engine.base import Kind
 
@@ -44,11 +42,11 @@ class StartingWeights:
 
     def __init__(self, init: InitConfig, shape: ModelConfig, seed: int, lora: LoraConfig = PLAIN) -> None:
         self._seed, self._shapes = seed, parameter_shapes(shape, lora)
-        self._stored = None if init.weights == SCRATCH else StoredWeights(Path(init.weights), parameter_shapes(shape))
+        self._stored = None if init.weights == SCRATCH else stored_weights(Path(init.weights), shape)
         self._fresh: dict[str, Tensor] = {}
         if self._stored is None:
             model = build(shape, "cpu")
-            initialise(model, torch.Generator().manual_seed(seed))
+            model.initialise(torch.Generator().manual_seed(seed))
             self._fresh = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
@@ -68,9 +66,10 @@ def _scratch_shape(init: InitConfig) -> ModelConfig:
 
 
 def _preset(name: str) -> ModelConfig:
-    if name not in PRESETS:
-        raise ConfigError(f"model.preset={name}: no such shape", hint=f"known are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    known = presets()
+    if name not in known:
+        raise ConfigError(f"model.preset={name}: no such shape", hint=f"known are {', '.join(known)}")
+    return known[name]
 
 
 def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sft.bundle import RECIPES
 from sft.chat.conversation import Conversation
 from sft.data.sources.recipe import load_converter, load_mixture, recipe_digests, recipes_dir
 from sft.errors import ConfigError
@@ -175,3 +176,12 @@ def test_a_recipe_is_identified_by_the_files_that_decide_its_rows(raw: Any) -> N
     after = recipe_digests(folder)
     assert after["recipe.yaml"] == before["recipe.yaml"]
     assert after["convert.py"] != before["convert.py"]
+
+
+def test_a_mixture_with_no_recipes_beside_it_takes_those_that_came_with_sft(raw: Any, tmp_path: Path) -> None:
+    own = tmp_path / "elsewhere" / "mixtures" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("sources: {dolly: {}}")
+    assert recipes_dir(own) == RECIPES
+    assert load_mixture(own, raw.settings).config.sources["dolly"].title
+    assert recipes_dir(raw.mixture) == raw.recipes
