@@ -55,6 +55,7 @@ def build_manifest(**facts: Any) -> BuildManifest:
         "tokenizer": TokenizerFacts("0" * 64, 0),
         "sources": {},
         "inputs_digest": "",
+        "format": "stablelm",
         "seq_len": 1,
         "splits": {},
     }

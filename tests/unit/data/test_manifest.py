@@ -18,7 +18,7 @@ from sft.storage.manifest import MANIFEST, write_manifest
 
 KEYS = (
     *("kind", "schema_version", "content_digest", "version", "made_with", "name", "settings", "evaluation_files"),
-    *("tokenizer", "sources", "inputs_digest", "seq_len", "splits", "files", "manifest_sha256"),
+    *("tokenizer", "sources", "inputs_digest", "format", "seq_len", "splits", "files", "manifest_sha256"),
 )
 
 

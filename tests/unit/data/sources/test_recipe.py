@@ -76,7 +76,7 @@ def test_a_source_that_is_something_else_is_refused(value: Any, raw: Any) -> Non
         ({"alpha": {}}, ["sources.betta.weight=1"], "no recipe for source 'betta'; did you mean beta?"),
         ({"zzz": {}}, [], "no recipe for source 'zzz'; known: alpha, beta"),
         ({"alpha": {"wieght": 1}}, [], "sources.alpha.wieght: unknown key in .*did you mean sources.alpha.weight?"),
-        ({"alpha": {"weight": 2}}, [], "sources.alpha.weight=2.0: expected a share"),
+        ({"alpha": {"weight": 2}}, [], "sources.alpha.weight=2.0: expected above 0 and up to 1"),
         ({"alpha": {"enabled": False}}, [], "every source is switched off"),
         ({}, [], "expected sources: by name"),
         (None, [], "expected sources: by name"),
