@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sft.bundle import BATCH_SCRIPTS, CONFIGS, MIXTURES, names_in
 from sft.cli.arguments import Commands, config_file
 from sft.errors import ConfigError
-from sft.version import VERSION
+from sft.version import VERSION, version_of
 
 if TYPE_CHECKING:  # otherwise imported where they are needed: `sft --help` reads this file too
     from packaging.requirements import Requirement
@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[2]
 """The project's folder, if sft runs from its sources."""
 PURPOSES = {
     "deepspeed": "engine=deepspeed: ZeRO",
-    "eval": "benchmarks of lm-eval",
     "fast": "tokenizer_backend=fastokens: builds several times faster",
     "flash": "FlashAttention instead of PyTorch's kernel for documents",
     "tensorboard": "tensorboard=true: event files in the run folder",
@@ -115,10 +114,7 @@ def installed() -> Iterator[Package]:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra or ""}):
             continue
-        try:
-            yield Package(requirement, extra, metadata.version(requirement.name))
-        except metadata.PackageNotFoundError:
-            yield Package(requirement, extra, None)
+        yield Package(requirement, extra, version_of(requirement.name))
 
 
 def install_command(*extras: str) -> str:
@@ -167,11 +163,11 @@ def _show_devices(console: "Console") -> None:
     import torch
 
     from sft.config.train import TrainConfig
+    from sft.data.build.pool import num_cores
 
     table = _table("device", "memory", "fp32", "bf16", "fp16")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    table.add_row(f"cpu, {num_cores} cores", _gib(memory), *_kernels("cpu"))
+    table.add_row(f"cpu, {num_cores()} cores", _gib(memory), *_kernels("cpu"))
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         table.add_row(f"cuda:{number}, {facts.name}", _gib(facts.total_memory), *_kernels("cuda", number))

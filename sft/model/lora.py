@@ -52,14 +52,6 @@ def add_adapters(model: LanguageModel, config: LoraConfig) -> None:
             setattr(owner, name, LoraLinear(getattr(owner, name), config))
 
 
-@torch.no_grad()
-def initialise_adapters(model: nn.Module, seed: int) -> None:
-    """Give fresh adapters their first values, with which they change nothing."""
-    for name, parameter in model.named_parameters():
-        if is_adapter(name):
-            parameter.copy_(first_values(name, parameter.shape, seed))
-
-
 def first_values(name: str, shape: torch.Size, seed: int) -> Tensor:
     """What an adapter's parameter starts with: A normal with variance 1 / I, B zero.
 

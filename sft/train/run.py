@@ -1,10 +1,8 @@
 """A run in progress: its parts, and what can be said from them about where it stands."""
 
 import logging
-import platform
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 from sft.config.train import TrainConfig
@@ -23,7 +21,7 @@ from sft.train.monitor.profiler import StepProfiler
 from sft.train.monitor.stragglers import StragglerMonitor
 from sft.train.monitor.watchdog import Watchdog
 from sft.train.stop import Stop
-from sft.version import VERSION
+from sft.version import VERSION, versions_of
 
 log = logging.getLogger(__name__)
 
@@ -121,5 +119,4 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the bits of a run."""
-    packages = ("torch", "safetensors", "numpy", "pyarrow")
-    return {"sft": VERSION, "python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"sft": VERSION, **versions_of("torch", "safetensors", "numpy", "pyarrow")}

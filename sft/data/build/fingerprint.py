@@ -2,9 +2,7 @@
 
 import ast
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +20,7 @@ from sft.data.sources.files import SourceFile
 from sft.data.sources.recipe import CONVERT, recipe_digests
 from sft.errors import ConfigError, DataError, listed
 from sft.hashing import file_sha256, text_sha256
-from sft.version import VERSION
+from sft.version import VERSION, versions_of
 
 # Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
 _NOT_CONTENT = {
@@ -126,8 +124,7 @@ def _digest(facts: Any) -> str:
 
 def made_with() -> dict[str, str]:
     """Versions of everything that decides bytes, this program's own code included."""
-    python = platform.python_version()
-    return {"code_sha256": code_digest(_CODE), "python": python, **{name: _version(name) for name in _LIBRARIES}}
+    return {"code_sha256": code_digest(_CODE), **versions_of(*_LIBRARIES)}
 
 
 def code_digest(package: Path) -> str:
@@ -139,13 +136,6 @@ def code_digest(package: Path) -> str:
         if path.name not in _ONLY_FETCHES
     )
     return text_sha256("".join(code))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def published(out: Path, inputs: Inputs) -> Shards | None:

@@ -2,6 +2,8 @@
 
 The only file that imports `huggingface_hub`. Its client speaks to the hub, but the bytes of files are streamed here:
 `hf_hub_download` (2.4) deletes a partial file when it fails, and believes its notes on a local file, not the bytes.
+tests/integration/test_fetch.py shows both. Once the first is no longer so, `snapshot_download` of the commit, with the
+hashes checked here as they are now, can take the place of `Hub.download`.
 """
 
 import hashlib
