@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from sft.errors import ConfigError
-from sft.storage.manifest import text_sha256
+from sft.hashing import text_sha256
 
 if TYPE_CHECKING:
     from sft.chat.fast_tokenizer import FastTokenizer

@@ -16,8 +16,10 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from sft.data.documents import DOCUMENTS, DocumentTable, read_documents
+from sft.data.manifest import BuildManifest, SplitFacts
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import LateHashes, Manifest, damaged_files, read_manifest, refuse_damaged
+from sft.storage.json_file import readable
+from sft.storage.manifest import MANIFEST, LateHashes, damaged_files, read_manifest, refuse_damaged
 
 KIND = "shards"
 SCHEMA_VERSION = 3
@@ -133,13 +135,13 @@ class _Columns:
 class Split:
     """Random access to the packs of one split, straight from the memory-mapped files."""
 
-    def __init__(self, folder: Path, name: str, facts: dict[str, Any], hashes: LateHashes | None = None) -> None:
+    def __init__(self, folder: Path, name: str, facts: SplitFacts, hashes: LateHashes | None = None) -> None:
         self.name, self._hashes = name, hashes or LateHashes(folder)
-        self._batches = [(shard["file"], batch) for shard in facts["shards"] for batch in _open(folder / shard["file"])]
+        self._batches = [(shard.file, batch) for shard in facts.shards for batch in _open(folder / shard.file)]
         self._starts = np.cumsum([0, *(batch.num_rows for _, batch in self._batches)])
         self._views: dict[int, _Columns] = {}
-        if len(self) != facts["packs"]:
-            raise DataError(f"{name} holds {len(self)} packs, the manifest says {facts['packs']}", on=folder)
+        if len(self) != facts.packs:
+            raise DataError(f"{name} holds {len(self)} packs, the manifest says {facts.packs}", on=folder)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -179,7 +181,7 @@ class Split:
 class Shards:
     """A published build: its manifest, splits and documents."""
 
-    def __init__(self, folder: Path, manifest: Manifest, hashes: LateHashes | None = None) -> None:
+    def __init__(self, folder: Path, manifest: BuildManifest, hashes: LateHashes | None = None) -> None:
         self.folder, self.manifest, self._hashes = folder, manifest, hashes or LateHashes(folder)
 
     @classmethod
@@ -190,22 +192,24 @@ class Shards:
 
         Raises: DataError if a file of the content is missing, cut or changed.
         """
-        manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
-        files = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
-        recorded = manifest["files"]
+        content = read_manifest(folder, KIND, SCHEMA_VERSION)
+        with readable(folder / MANIFEST, what="not the manifest of a build"):
+            manifest = BuildManifest.from_json(content)
+        files = {shard.file for split in manifest.splits.values() for shard in split.shards}
+        recorded = manifest.files
         late = {file: recorded[file] for file in (QUARANTINE, *(() if check_hashes else files)) if file in recorded}
-        refuse_damaged(folder, damaged_files(folder, manifest, unhashed=late, is_content=is_content))
+        refuse_damaged(folder, damaged_files(folder, recorded, unhashed=late, is_content=is_content))
         return cls(folder, manifest, LateHashes(folder, late))
 
     def split(self, name: str) -> Split:
-        splits = self.manifest["splits"]
+        splits = self.manifest.splits
         if name not in splits:
             raise ConfigError(f"no split {name!r}; it has {', '.join(splits)}", on=self.folder)
         return Split(self.folder, name, splits[name], self._hashes)
 
     @property
     def seq_len(self) -> int:
-        return int(self.manifest["seq_len"])
+        return self.manifest.seq_len
 
     @property
     def tokenizer_path(self) -> Path:

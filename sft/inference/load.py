@@ -8,9 +8,10 @@ import torch
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.errors import ConfigError
+from sft.model.base import LanguageModel
 from sft.model.hf_folder import load_weights, read_config
 from sft.model.lora import PLAIN
-from sft.model.neox.model import NeoX, build
+from sft.model.registry import build
 from sft.storage.manifest import MANIFEST
 from sft.train.checkpoint.store import STATE, State, damage, published, require_whole
 
@@ -22,7 +23,7 @@ class LoadedModel:
     """A model with its tokenizer, and what its checkpoint says about its training, if it is one of ours."""
 
     folder: Path
-    model: NeoX
+    model: LanguageModel
     tokenizer: ChatTokenizer
     state: State | None
 

@@ -1,4 +1,4 @@
-"""`sft train --dry-run`: one step on the dearest packs, then stop. Nothing is written, and what it needs is told.
+"""`sft train --dry-run`: one step on the largest packs, then stop. Nothing is written, and what it needs is told.
 
 What fits here fits in every step of the run: no other has more tokens, or longer documents, in a micro-batch.
 """
@@ -53,7 +53,7 @@ def dry_run(
     environ: Mapping[str, str] = os.environ,
     meeting_place: str = "env://",
 ) -> None:
-    """Take one step on the dearest packs and print what the run will need.
+    """Take one step on the largest packs and print what the run will need.
 
     Raises: the SftErrors of a run that cannot work; OutOfMemory as PeerError.
     """
@@ -80,8 +80,8 @@ def dry_run(
 
 def _try(config: TrainConfig, inputs: Inputs, engine: Engine, ranks: RankGroup, device: torch.device) -> Tried:
     split = inputs.split
-    dearest = sorted(range(len(split)), key=lambda pack: (-pack_cost(split, pack), pack))
-    packs = dearest[: config.micro_batch_packs * ranks.size]
+    largest = sorted(range(len(split)), key=lambda pack: (-pack_cost(split, pack), pack))
+    packs = largest[: config.micro_batch_packs * ranks.size]
     num_supervised = max(1, int(split.num_supervised_N[packs].sum())) * NUM_ROUNDS
     for number in range(NUM_ROUNDS):
         started_s = _now(device)
@@ -106,7 +106,7 @@ def report(
     kept = config.checkpoint.keep_last + 1
     space = "" if free > FREE_SPACE_FACTOR * kept * checkpoint_bytes else ": too little"
     return [
-        f"one step on the dearest packs: loss {tried.loss:.3f}, {tried.num_tokens / tried.seconds:,.0f} tokens/s, "
+        f"one step on the largest packs: loss {tried.loss:.3f}, {tried.num_tokens / tried.seconds:,.0f} tokens/s, "
         f"update {tried.step_s:.2f} s",
         f"memory: {tried.memory_bytes / 1e9:.2f}{total} GB{per_process}",
         f"time: {steps} steps, about {duration(per_token_s * tokens + steps * tried.step_s)} without saving",

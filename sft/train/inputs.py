@@ -84,7 +84,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     """
     shards = Shards.open(Path(config.shards))
     split = shards.split("train")
-    order = Order(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    order = Order.of(config, split)
     if order.num_steps < 1:
         raise ConfigError(f"epochs={config.epochs}: not one of {len(split)} packs to train on", on=config.shards)
     return Inputs(shards, split, _valid_split(config, shards), order, identity(config, shards))

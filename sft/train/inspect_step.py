@@ -13,7 +13,7 @@ from sft.data.batches.sampler import Order
 from sft.data.inspect.show import print_packs
 from sft.data.report.pack_browser import visible
 from sft.data.shards import Shards
-from sft.errors import ConfigError, DataError
+from sft.errors import ConfigError, DataError, listed
 from sft.train.fingerprint import differences, identity
 from sft.train.monitor.bad_steps import bad_step_path, read_bad_step
 from sft.train.monitor.metrics import SCALE, SPIKE, STEP, Record, read_records
@@ -27,7 +27,7 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
     """
     folder = RunFolder(path)
     config, shards = run_inputs(folder)
-    order = Order(len(shards.split("train")), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    order = Order.of(config, shards.split("train"))
     if not 1 <= step <= order.num_steps:
         raise ConfigError(f"no step {step}: the run has {order.num_steps}, counted from 1", on=path)
     packs = order.batch(step - 1)
@@ -53,7 +53,7 @@ def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
     changed = differences(before, identity(config, shards))
     if changed:
         raise DataError(
-            "other settings or shards than the run has trained with:" + "".join(f"\n  - {line}" for line in changed),
+            f"other settings or shards than the run has trained with:{listed(changed)}",
             on=folder.path,
             hint=f"restore {CONFIG_FILE} and {config.shards}",
         )

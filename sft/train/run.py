@@ -16,9 +16,9 @@ from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_values
 from sft.data.shards import TOKENIZER
 from sft.model.compile import compile_blocks
-from sft.model.hf_folder import parameter_shapes, read_config
-from sft.model.lora import add_adapters
-from sft.model.neox.model import NeoX
+from sft.model.hf_folder import read_config, stored_weights
+from sft.model.objectives.next_token import NextToken
+from sft.model.registry import meta_model
 from sft.train.checkpoint.async_writer import Saver
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.checkpoint.rng import random_state, restore_random_state
@@ -99,9 +99,8 @@ class Run:
     @cached_property
     def cost_per_token(self) -> float:
         """What the linear layers cost for a token, in pairs of tokens that attend to each other."""
-        shape = self.engine.model.config
-        head, block = shape.vocab_size, 4 * shape.hidden_size + 2 * shape.intermediate_size
-        return (head + shape.num_layers * block) / (2 * shape.num_layers)
+        model = self.engine.model
+        return model.flops_per_token / model.flops_per_pair
 
     def is_due(self, every_steps: int) -> bool:
         """True after every `every_steps` steps and after the last one; 0 is never."""
@@ -131,7 +130,7 @@ class Run:
             counts=replace(self.counts),
             identity=self.inputs.identity,
             config=as_values(self.config),
-            shards={key: manifest.get(key) for key in ("name", "content_digest", "sources", "tokenizer")},
+            shards=manifest.as_training_data(),
             engine=self.engine.state(),
             ledger=self.ledger.digest,
             eval_loss=self.eval_loss,
@@ -218,20 +217,18 @@ def make_engine(config: TrainConfig, inputs: Inputs, ranks: RankGroup, device: t
     """The engine that the run asks for, where its newest checkpoint has left it or with its first weights."""
     shards, checkpoint, state = inputs.shards, inputs.checkpoint, inputs.state
     shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
-    with torch.device("meta"):
-        model = NeoX(shape, activation_checkpointing=config.activation_checkpointing)
-        add_adapters(model, config.lora)
+    model = meta_model(shape, config.lora, config.activation_checkpointing)
     if config.compile:
         compile_blocks(model)
     engine: Engine
     if config.engine == "deepspeed":
-        engine = DeepSpeedEngine(model, config, device)
+        engine = DeepSpeedEngine(NextToken(model), config, device)
     else:
         mesh = make_mesh(device, ranks.size, config.fsdp.shard_size) if ranks.size > 1 else None
-        engine = TorchEngine(model, config, device, mesh)
+        engine = TorchEngine(NextToken(model), config, device, mesh)
     if checkpoint and state:
-        shapes = parameter_shapes(shape, config.lora)
-        engine.restore(StoredSlices(checkpoint, shapes, trained(model)), state.engine)
+        weights = stored_weights(checkpoint, shape, config.lora)
+        engine.restore(StoredSlices(checkpoint, weights, trained(model)), state.engine)
     else:
         engine.load(StartingWeights(config.model, shape, config.seed, config.lora))
     return engine

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_yaml
-from sft.errors import ConfigError, StorageError
+from sft.errors import ConfigError, StorageError, listed
 from sft.storage.atomic import write_text
 from sft.storage.folder_lock import lease
+from sft.storage.json_file import read_json, readable
 from sft.train.checkpoint.store import clean
 from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, differences
@@ -82,8 +83,8 @@ class RunFolder:
         Raises: StorageError if they cannot be read.
         """
         path = self.path / RUN_FILE
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+        with readable(path, StorageError, hint="restore it, or name another out"):
+            record = read_json(path)
             if record["schema_version"] != SCHEMA_VERSION:
                 raise ConfigError(
                     f"schema version {record['schema_version']}, this program reads {SCHEMA_VERSION}",
@@ -91,8 +92,6 @@ class RunFolder:
                     hint="use the version of sft that wrote it",
                 )
             return str(record["run_id"]), dict(record["identity"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"not readable: {error!r}", on=path, hint="restore it, or name another out") from error
 
 
 def require_same(before: Identity, now: Identity, where: Path) -> None:
@@ -103,7 +102,7 @@ def require_same(before: Identity, now: Identity, where: Path) -> None:
     changed = differences(before, now)
     if changed:
         raise ConfigError(
-            "holds a run under other conditions:" + "".join(f"\n  - {line}" for line in changed),
+            f"holds a run under other conditions:{listed(changed)}",
             on=where,
             hint="go back to these values, or name another out for a new run",
         )

@@ -20,14 +20,14 @@ def prepare_weights(shards: Path, preset: str, seed: int, folder: Path) -> Job:
 
     from sft.data.shards import Shards
     from sft.model.hf_folder import write_folder
-    from sft.model.neox.model import build, initialise
+    from sft.model.registry import build
     from sft.train.checkpoint.initial_weights import starting_shape
 
     shape = starting_shape(InitConfig("scratch", preset), Shards.open(shards))
 
     def run() -> int:
         model = build(shape, "cpu")
-        initialise(model, torch.Generator().manual_seed(seed))
+        model.initialise(torch.Generator().manual_seed(seed))
         folder.mkdir()
         write_folder(dict(model.named_parameters()), shape, folder, torch.float32, 1 << 40)
         return sum(parameter.numel() for parameter in model.parameters())

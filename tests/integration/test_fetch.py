@@ -74,7 +74,7 @@ TALKS = SourceConfig(
     title="Talks",
     hub_id=REPOSITORY,
     files=("talks/**/*.jsonl",),
-    licence="CC0-1.0",
+    license="CC0-1.0",
     citation="Someone",
     system="",
     hub_files=("data/train*", "extra.jsonl"),
@@ -101,7 +101,7 @@ def test_the_matching_files_arrive_whole_and_are_pinned(hub: LocalHub, fetching:
     assert fetching.content() == CHOSEN
     assert lock == read_lock(fetching.folder)
     source = lock["talks"]
-    assert (source.hub_id, source.revision, source.commit, source.licence) == (REPOSITORY, "main", commit, "CC0-1.0")
+    assert (source.hub_id, source.revision, source.commit, source.license) == (REPOSITORY, "main", commit, "CC0-1.0")
     assert {(file.name, file.bytes, file.sha256) for file in source.files} == {
         (name, len(content), hashlib.sha256(content).hexdigest()) for name, content in CHOSEN.items()
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sft.cli.main import main
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 from tests.support.docs import DEMO, run_in
 
 PROJECT = Path(__file__).parents[2]

@@ -15,7 +15,9 @@ from sft.config.model import LoraConfig
 from sft.config.train import TrainConfig
 from sft.errors import StopRequested
 from sft.model.compile import compile_blocks
-from sft.model.hf_folder import parameter_shapes, read_config
+from sft.model.hf_folder import read_config
+from sft.model.registry import parameter_shapes
+from sft.model.weight_files import StoredWeights
 from sft.train import run
 from sft.train.checkpoint.store import published
 from sft.train.checkpoint.tensors import StoredSlices
@@ -75,7 +77,7 @@ def test_deepspeed_knows_noise_and_groups_too(stage: Literal[0, 1, 3], tiny_conf
     finished(fork_ranks(2, lambda world, place: train(together, world=world, environ={}, meeting_place=place)))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
     shapes = parameter_shapes(read_config(checkpoint(alone)))
-    found, expected = (StoredSlices(checkpoint(config), shapes) for config in (together, alone))
+    found, expected = (StoredSlices(it, StoredWeights(it, shapes)) for it in map(checkpoint, (together, alone)))
     for name, shape in shapes.items():
         weights = (stored.flat("weight", name, 0, shape.numel()) for stored in (found, expected))
         # Within six steps, decay moves a norm's weight by 3e-4.

@@ -137,12 +137,12 @@ def test_a_key_drawn_into_yaml_from_the_environment_is_refused(tmp_path: Path, m
 
 FAILS = """
 import logging, sys
-from sft.cli import main as cli
+from sft.cli import demo, main as cli
 def fail(_):
     logging.getLogger("sft").warning("refused %s", sys.argv[1])
     print("said", sys.argv[1])
     raise {error}
-cli.commands.run_demo = fail
+demo.run = fail
 sys.exit(cli.main(["demo"]))
 """
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.data.batches.sampler import hashes
 from sft.data.shards import Pack, Split
+from sft.hashing import hashes
 
 IGNORE = -1
 """Target of a position that carries no loss."""

@@ -13,8 +13,9 @@ from sft.chat.supervision import DocumentBatch, structure_violations
 from sft.chat.tokenizer import ChatTokenizer
 from sft.console.progress import progress
 from sft.data.digests import content_digests
+from sft.data.manifest import SourceFacts, SplitFacts, TokenizerFacts
 from sft.data.shards import Pack, Shards, Split
-from sft.errors import DataError
+from sft.errors import DataError, listed
 from sft.storage.manifest import damaged_files, refuse_damaged
 
 MAX_SHOWN = 10
@@ -27,12 +28,12 @@ def verify(folder: Path) -> str:
     Raises: DataError listing the first violations.
     """
     shards = Shards.open(folder)
-    refuse_damaged(folder, damaged_files(folder, shards.manifest))
+    refuse_damaged(folder, damaged_files(folder, shards.manifest.files))
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
     table = shards.documents
     uses = np.zeros(len(table), np.int64)
     violations = list(_manifest_problems(shards, tokenizer))
-    for name, facts in shards.manifest["splits"].items():
+    for name, facts in shards.manifest.splits.items():
         split = shards.split(name)
         violations += _total_problems(name, split, facts, shards.seq_len)
         with progress(f"verify {name}", len(split), unit="packs") as advance:
@@ -45,27 +46,27 @@ def verify(folder: Path) -> str:
     if wrong := int((uses != table.uses).sum()):
         violations.append(f"{wrong} documents are not packed as often as the document table says")
     if violations:
-        shown = "\n".join(f"  - {text}" for text in violations[:MAX_SHOWN])
-        raise DataError(f"{len(violations)} violations of the contract\n{shown}", on=folder, hint="build again")
+        what = f"{len(violations)} violations of the contract{listed(violations, MAX_SHOWN)}"
+        raise DataError(what, on=folder, hint="build again")
     tokens = int(table.num_tokens.sum())
-    return f"{len(shards.manifest['files'])} files, {len(table):,} documents, {tokens:,} tokens: all as they must be"
+    return f"{len(shards.manifest.files)} files, {len(table):,} documents, {tokens:,} tokens: all as they must be"
 
 
 def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
     """Where the manifest's counts are not those of the document table, the quarantine and the tokenizer."""
     table, manifest = shards.documents, shards.manifest
-    if manifest["tokenizer"] != {"sha256": tokenizer.sha256, "num_ids": tokenizer.num_ids}:
+    if manifest.tokenizer != TokenizerFacts(tokenizer.sha256, tokenizer.num_ids):
         yield "tokenizer.json is not the tokenizer of the manifest"
     reasons = Counter((item["source"], item["reason"]) for item in shards.quarantine())
     for number, name in enumerate(table.sources):
-        facts, mine = manifest["sources"][name], table.source == number
+        facts, mine = manifest.sources[name], table.source == number
         uses = table.uses[mine].astype(np.int64)
         found = {
             "documents": int(mine.sum()),
             "tokens": int((table.num_tokens[mine] * uses).sum()),
             "supervised_tokens": int((table.num_supervised[mine] * uses).sum()),
             "held_out_documents": int((mine & table.held_out).sum()),
-            "rows_read": facts["rows_kept"] + facts["rows_dropped"] + facts["rows_skipped"],
+            "rows_read": facts.rows_kept + facts.rows_dropped + facts.rows_skipped,
             "reasons": {reason: count for (source, reason), count in sorted(reasons.items()) if source == name},
         }
         yield from _differences(name, facts, found)
@@ -74,7 +75,7 @@ def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str
             yield f"{both} held-out documents have {what} that are in training as well"
 
 
-def _total_problems(name: str, split: Split, facts: dict[str, Any], seq_len: int) -> Iterator[str]:
+def _total_problems(name: str, split: Split, facts: SplitFacts, seq_len: int) -> Iterator[str]:
     packs = (split[index] for index in range(len(split)))
     sizes: NDArray[np.int64] = np.array([(pack.num_tokens, len(pack.doc_ids_D)) for pack in packs]).reshape(-1, 2)
     tokens, documents = map(int, sizes.sum(axis=0))
@@ -87,10 +88,10 @@ def _total_problems(name: str, split: Split, facts: dict[str, Any], seq_len: int
     yield from _differences(name, facts, found)
 
 
-def _differences(name: str, facts: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+def _differences(name: str, facts: SourceFacts | SplitFacts, found: dict[str, Any]) -> Iterator[str]:
     for key, value in found.items():
-        if facts.get(key) != value:
-            yield f"{name}: {key} is {facts.get(key)} in the manifest, found {value}"
+        if (recorded := getattr(facts, key)) != value:
+            yield f"{name}: {key} is {recorded} in the manifest, found {value}"
 
 
 def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
@@ -137,7 +138,7 @@ def _document_problems(
     packs: list[Pack], split: str, shards: Shards, tokenizer: ChatTokenizer
 ) -> Iterator[tuple[int, str]]:
     """What is wrong with the documents of these packs, counted from the first one's first."""
-    table, settings = shards.documents, shards.manifest["settings"]
+    table, settings = shards.documents, shards.manifest.settings
     ids: NDArray[Any] = np.concatenate([pack.doc_ids_D for pack in packs])
     lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
     batch = DocumentBatch(

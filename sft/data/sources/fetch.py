@@ -12,8 +12,8 @@ from sft.console.progress import Advance, progress
 from sft.data.sources.hub import PATIENT, Hub, HubFile, Patience, Repository, size_of
 from sft.data.sources.lockfile import Lock, LockedFile, LockedSource, raw_name, read_lock, write_lock
 from sft.errors import ConfigError, DataError, StorageError
+from sft.hashing import file_sha256
 from sft.storage.folder_lock import lease
-from sft.storage.manifest import file_sha256
 
 NOT_ON_THE_HUB = "none"
 MB = 10**6
@@ -117,7 +117,7 @@ def _fetch_source(hub: Hub, folder: Path, plan: _Plan, count: Callable[[int], No
     files = tuple(
         LockedFile(path.relative_to(folder).as_posix(), size_of(path), file_sha256(path)) for _, path in plan.files
     )
-    return LockedSource(source.hub_id, source.revision, source.hub_files, plan.commit, source.licence, files)
+    return LockedSource(source.hub_id, source.revision, source.hub_files, plan.commit, source.license, files)
 
 
 def _remove_left_over(folder: Path, before: LockedSource | None, now: LockedSource, say: Say) -> None:

@@ -20,8 +20,8 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from sft.errors import ConfigError, DataError, PeerError, StorageError
+from sft.hashing import file_sha256
 from sft.storage.atomic import sync_folder
-from sft.storage.manifest import file_sha256
 from sft.version import VERSION
 
 TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)

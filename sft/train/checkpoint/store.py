@@ -18,6 +18,7 @@ from typing import Any
 from sft.config.model import LoraConfig
 from sft.errors import DataError, StorageError
 from sft.storage.atomic import STAGING_PREFIX, staging_path, sync_folder, write_text
+from sft.storage.json_file import read_json, readable
 from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
 from sft.train.fingerprint import Identity
 from sft.train.monitor.health import Counts
@@ -45,7 +46,7 @@ class State:
     config: dict[str, Any]
     """The resolved config of the process that saved it."""
     shards: dict[str, Any]
-    """Name, content digest, sources and licences of the build it was trained on."""
+    """Name, content digest, sources and licenses of the build it was trained on."""
     engine: dict[str, Any]
     """What the engine keeps besides tensors."""
     ledger: str
@@ -68,11 +69,9 @@ class State:
 
         Raises: StorageError if it cannot be read.
         """
-        try:
-            values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        with readable(folder / STATE, StorageError, hint="take another checkpoint"):
+            values = read_json(folder / STATE)
             return cls(**{**values, "counts": Counts(**values["counts"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"not readable: {error}", on=folder / STATE, hint="take another checkpoint") from error
 
     def write(self, folder: Path) -> None:
         """Put state.json into the folder."""
@@ -170,7 +169,7 @@ def damage(folder: Path) -> Iterator[str]:
         yield error.what
         return
     try:
-        yield from damaged_files(folder, manifest)
+        yield from damaged_files(folder, manifest["files"])
     except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
         yield f"{MANIFEST}: {broken!r}"
     except OSError as error:
@@ -208,7 +207,7 @@ def _require_space(checkpoints: Path, num_bytes: int) -> None:
 
 def _refuse_newer(folder: Path) -> None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         version = manifest["schema_version"] if manifest["kind"] == KIND else 0
     except (OSError, ValueError, KeyError, TypeError):
         return

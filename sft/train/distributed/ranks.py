@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from sft.errors import ConfigError, PeerError, SftError
+from sft.errors import ConfigError, PeerError, SftError, from_json
 from sft.train.distributed.errors import as_peer_errors as as_peer_errors
 from sft.train.distributed.leave import ended_after
 from sft.train.distributed.world import World
@@ -72,9 +72,8 @@ class RankGroup:
             yield
         except SftError as raised:
             error = raised
-        told = None if error is None else [type(error).__name__, error.what, _text(error.on), error.hint]
         try:
-            everybody = self.gather_json(told)
+            everybody = self.gather_json(None if error is None else error.to_json())
         except PeerError:
             if error is None:
                 raise
@@ -82,7 +81,7 @@ class RankGroup:
             raise error  # the cause, even where it cannot be told to the others any more
         for rank, found in enumerate(everybody):
             if found is not None:
-                raise _rebuilt(rank, *found)
+                raise from_json(found, f"process {rank}")
 
     def _all(self, mine: torch.Tensor) -> list[torch.Tensor]:
         everybody = [torch.empty_like(mine) for _ in range(self.size)]
@@ -135,12 +134,3 @@ def connected(
         raise  # who has lost a peer must not wait for it once more by saying good-bye
     else:
         dist.destroy_process_group()
-
-
-def _text(on: Any) -> str | None:
-    return None if on is None else str(on)
-
-
-def _rebuilt(rank: int, kind: str, what: str, on: str | None, hint: str | None) -> SftError:
-    known = {cls.__name__: cls for cls in SftError.__subclasses__()}
-    return known.get(kind, SftError)(f"process {rank}: {what}", on=on, hint=hint)

@@ -10,6 +10,7 @@ from sft.data.documents import DocumentTable
 from sft.data.shards import Split
 from sft.errors import StorageError
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json
 
 FOLDER = "bad_steps"
 MAX_FILES = 100
@@ -45,7 +46,7 @@ def write_bad_step(
 def read_bad_step(run: Path, step: int) -> dict[str, Any] | None:
     """What was written about a step, if anything was."""
     try:
-        told = json.loads(bad_step_path(run, step).read_text(encoding="utf-8"))
+        told = read_json(bad_step_path(run, step))
     except (OSError, ValueError):
         return None
     return told if isinstance(told, dict) else None

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft.errors import StorageError
+from sft.hashing import text_sha256
 from sft.storage.atomic import write_text
-from sft.storage.manifest import text_sha256
 
 LEDGER = "ledger.jsonl"
 BEGINNING = ""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sft.config.model import ActivationCheckpointing, LoraConfig, LoraTarget, ModelConfig
 from sft.model.attention import Documents
-from sft.model.hf_folder import parameter_shapes
 from sft.model.lora import (
     add_adapters,
     first_values,
@@ -21,6 +20,7 @@ from sft.model.lora import (
 )
 from sft.model.loss import supervised_loss_sum
 from sft.model.neox.model import NeoX
+from sft.model.registry import parameter_shapes
 
 LENGTHS = (1, 17, 40, 2)
 LORA = LoraConfig(rank=4, alpha=6.0)

@@ -85,7 +85,7 @@ def test_checkpoint_holds_what_is_needed_to_go_on_and_to_trace_it(tiny_config: M
     assert (folder / "tokenizer.json").read_bytes() == (tiny_shards / "tokenizer.json").read_bytes()
     state = State.read(folder)
     assert state.config["optimizer"]["lr"] == config.optimizer.lr
-    assert state.shards["sources"]["alpha"]["licence"] == "CC0-1.0"
+    assert state.shards["sources"]["alpha"]["license"] == "CC0-1.0"
     assert state.identity["shards (content digest)"] == state.shards["content_digest"]
     assert state.versions["torch"].startswith(torch.__version__.split("+")[0])
 

@@ -12,6 +12,7 @@ from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build.build import build
 from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
 from sft.data.inspect.verify import verify
+from sft.data.manifest import BuildManifest
 from sft.data.shards import KIND, SCHEMA_VERSION, Pack, Shards, is_content, write_shard
 from sft.errors import DataError
 from sft.storage.manifest import write_manifest
@@ -66,16 +67,20 @@ def forge(folder: Path, change: Callable[[list[Pack], ChatTokenizer], object]) -
     ]
     change(packs, ChatTokenizer.load(shards.tokenizer_path))
     manifest = shards.manifest
-    (shard,) = manifest["splits"]["train"]["shards"]
-    (folder / shard["file"]).unlink()
-    write_shard(folder / shard["file"], laid(packs))
+    (shard,) = manifest.splits["train"].shards
+    (folder / shard.file).unlink()
+    write_shard(folder / shard.file, laid(packs))
     rehash(folder, manifest)
 
 
-def rehash(folder: Path, manifest: dict[str, Any]) -> None:
-    computed = ("kind", "schema_version", "content_digest", "files")
-    facts = {name: value for name, value in manifest.items() if name not in computed}
-    write_manifest(folder, KIND, SCHEMA_VERSION, facts, is_content)
+def rehash(folder: Path, manifest: BuildManifest) -> None:
+    write_manifest(folder, KIND, SCHEMA_VERSION, manifest.to_json(), is_content)
+
+
+def retold(manifest: BuildManifest, group: str, part: str, **facts: Any) -> BuildManifest:
+    """The manifest with other facts about one of its sources or splits."""
+    parts = getattr(manifest, group)
+    return replace(manifest, **{group: {**parts, part: replace(parts[part], **facts)}})
 
 
 def flip_mask(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -256,8 +261,8 @@ def test_a_wrong_count_in_the_manifest_is_refused(place: tuple[str, str, str], m
     folder = make()
     manifest = Shards.open(folder).manifest
     group, part, name = place
-    manifest[group][part][name] += 1
-    rehash(folder, manifest)
+    count = getattr(getattr(manifest, group)[part], name)
+    rehash(folder, retold(manifest, group, part, **{name: count + 1}))
     with pytest.raises(DataError, match=rf"{part}: {name} is .* in the manifest"):
         verify(folder)
 
@@ -265,9 +270,8 @@ def test_a_wrong_count_in_the_manifest_is_refused(place: tuple[str, str, str], m
 def test_a_wrong_count_of_reasons_in_the_manifest_is_refused(make: Callable[..., Path]) -> None:
     folder = make()
     manifest = Shards.open(folder).manifest
-    assert manifest["sources"]["talks"]["reasons"] == {"too_long": 1}
-    manifest["sources"]["talks"]["reasons"] = {"too_long": 2}
-    rehash(folder, manifest)
+    assert manifest.sources["talks"].reasons == {"too_long": 1}
+    rehash(folder, retold(manifest, "sources", "talks", reasons={"too_long": 2}))
     with pytest.raises(DataError, match="talks: reasons is"):
         verify(folder)
 
@@ -275,8 +279,7 @@ def test_a_wrong_count_of_reasons_in_the_manifest_is_refused(make: Callable[...,
 def test_another_tokenizer_than_the_manifest_s_is_refused(make: Callable[..., Path]) -> None:
     folder = make()
     manifest = Shards.open(folder).manifest
-    manifest["tokenizer"]["sha256"] = "0" * 64
-    rehash(folder, manifest)
+    rehash(folder, replace(manifest, tokenizer=replace(manifest.tokenizer, sha256="0" * 64)))
     with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer of the manifest"):
         verify(folder)
 
@@ -299,9 +302,7 @@ def test_a_document_twice_in_one_pack_is_refused(make: Callable[..., Path]) -> N
 
 def write_one_valid_pack(shards: Shards, pack: Pack) -> None:
     manifest = shards.manifest
-    facts = manifest["splits"]["valid"]
-    (shard,) = facts["shards"]
-    facts["supervised_tokens"] = pack.num_supervised
-    (shards.folder / shard["file"]).unlink()
-    write_shard(shards.folder / shard["file"], laid([pack]))
-    rehash(shards.folder, manifest)
+    (shard,) = manifest.splits["valid"].shards
+    (shards.folder / shard.file).unlink()
+    write_shard(shards.folder / shard.file, laid([pack]))
+    rehash(shards.folder, retold(manifest, "splits", "valid", supervised_tokens=pack.num_supervised))
