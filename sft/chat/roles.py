@@ -1,20 +1,25 @@
 """Whose turn a token belongs to."""
 
-from collections.abc import Iterable, Iterator
+import itertools
+from typing import Any
+
+from numpy.typing import NDArray
 
 from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.turns import marker_begins
 
 END = "end"
 
 
-def role_tags(tokenizer: ChatTokenizer) -> dict[int, str]:
-    """The role that each tag's token id begins."""
-    return {tokenizer.system_id: "system", tokenizer.user_id: "user", tokenizer.assistant_id: "assistant"}
+def role_of(number: int) -> str:
+    """Whose text it is that has this number in its document, the system text being number 0."""
+    return "system" if number == 0 else ("user" if number % 2 else "assistant")
 
 
-def roles(ids: Iterable[int], tokenizer: ChatTokenizer) -> Iterator[str]:
-    """The role of each token of a document, a tag being its role's; of an end token `END`."""
-    tags, role = role_tags(tokenizer), "system"
-    for token_id in ids:
-        role = tags.get(token_id, role)
-        yield END if token_id == tokenizer.end_id else role
+def roles(ids_T: NDArray[Any], starts: NDArray[Any], tokenizer: ChatTokenizer) -> list[str]:
+    """The role of each token of a document, a marker being that of the text behind it; of an end token `END`."""
+    edges = [0, *marker_begins(starts, tokenizer)[1:], len(ids_T)]
+    named: list[str] = []
+    for number, (begin, stop) in enumerate(itertools.pairwise(edges)):
+        named += [role_of(number)] * (stop - begin)
+    return [END if is_end else role for is_end, role in zip(ids_T == tokenizer.end_id, named, strict=True)]

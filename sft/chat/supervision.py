@@ -1,9 +1,11 @@
 """Proof, document by document, that exactly the right tokens carry loss.
 
-The proof reads only ids and mask, and knows nothing of how `template.py` made them. It looks at all documents of a
-batch at once, since it must not cost more than a few per cent of encoding them.
+The proof knows nothing of how `encode.py` made the ids. Where a format's control tokens tell the turns, it reads them
+from the ids alone, and the turn starts that were written down have to be the same. Elsewhere it takes those that were
+written down, and makes sure that the format's markers stand before each of them. It looks at all documents of a batch
+at once, since it must not cost more than a few per cent of encoding them.
 
-T = tokens of all documents end to end, D = documents, C = control tokens, A = answers.
+T = tokens of all documents end to end, D = documents, S = their texts (the system text and the turns), A = answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,17 +17,23 @@ from numpy.typing import NDArray
 
 from sft.chat.conversation import Drop, Reason
 from sft.chat.encode import Encoded, Layout
+from sft.chat.formats.base import ASSISTANT, END, SYSTEM, marker_kinds
 from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.turns import Turns, read_turns
 
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """Documents end to end. Shapes: ids_T, loss_mask_T; ends_D is where each document ends; is_cut_D: truncated."""
+    """Documents end to end. Shapes: ids_T, loss_mask_T; ends_D is where each document ends; is_cut_D: truncated.
+
+    `turns` are those that were written down, if any were.
+    """
 
     ids_T: NDArray[Any]
     loss_mask_T: NDArray[Any]
     ends_D: NDArray[np.int64]
     is_cut_D: NDArray[np.bool_]
+    turns: Turns | None = None
 
     @property
     def starts_D(self) -> NDArray[np.int64]:
@@ -41,95 +49,132 @@ def first_violations(documents: Sequence[Encoded], tokenizer: ChatTokenizer, lay
     """For each document, the first clause of the supervision contract that it breaks, or None."""
     if not documents:
         return []
+    ends_D = np.cumsum([len(document.ids) for document in documents], dtype=np.int64)
     batch = DocumentBatch(
         np.concatenate([document.ids for document in documents]),
         np.concatenate([document.loss_mask for document in documents]),
-        np.cumsum([len(document.ids) for document in documents], dtype=np.int64),
+        ends_D,
         np.array([document.truncated for document in documents]),
+        Turns.of([document.turn_starts for document in documents], ends_D),
     )
+    texts = _Texts.of(batch, tokenizer, layout)
     verdicts: list[Drop | None] = [None] * len(documents)
-    for number, drop in _text_violations(documents, batch, tokenizer):
+    for number, drop in _text_violations(documents, batch, texts, tokenizer):
         verdicts[number] = drop
-    for number, drop in structure_violations(batch, tokenizer, layout):
+    for number, drop in _structure_violations(batch, texts, tokenizer, layout):
         verdicts[number] = drop
     return verdicts
 
 
 def structure_violations(batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> Iterator[tuple[int, Drop]]:
-    """The documents whose tags or mask are wrong, each with the first thing that is."""
-    controls = _Controls.of(batch, tokenizer)
-    wrong_tags = controls.wrong_documents(batch, tokenizer, layout)
-    unsupervised = batch.count(batch.loss_mask_T) == 0
-    wrong_mask = batch.count(batch.loss_mask_T != expected_mask(batch, tokenizer, layout)) > 0
-    for number in np.flatnonzero(wrong_tags | unsupervised | wrong_mask).tolist():
-        if wrong_tags[number]:
-            found = batch.ids_T[controls.place_C[controls.document_C == number]].tolist()
-            yield number, Drop(Reason.FORGED_CONTROL_TOKEN, f"control tokens {[tokenizer.name(i) for i in found]}")
-        elif unsupervised[number]:
-            yield number, Drop(Reason.NO_SUPERVISED_TOKENS)
-        else:
-            yield number, Drop(Reason.WRONG_TURN_ENDS, "the loss mask is not the answers and their ends")
-
-
-def answer_spans(ids_T: NDArray[Any], tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
-    """Where each assistant text of one document stands: behind its tag, up to the next control token or the end."""
-    ends_D = np.array([len(ids_T)], np.int64)
-    controls = _Controls.of(DocumentBatch(ids_T, ids_T, ends_D, np.zeros(1, bool)), tokenizer)
-    starts_A, stops_A, _ = controls.answers(ends_D, tokenizer)
-    return list(zip(starts_A.tolist(), stops_A.tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class _Controls:
-    """The control tokens of a batch: where they stand, which they are, in which document."""
-
-    place_C: NDArray[np.int64]
-    id_C: NDArray[Any]
-    document_C: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, batch: DocumentBatch, tokenizer: ChatTokenizer) -> "_Controls":
-        place_C = np.flatnonzero(tokenizer.is_control[batch.ids_T])
-        return cls(place_C, batch.ids_T[place_C], np.searchsorted(batch.ends_D, place_C, side="right"))
-
-    def answers(
-        self, ends_D: NDArray[np.int64], tokenizer: ChatTokenizer
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """First token, first token behind, and document of every assistant text."""
-        following_C = np.append(self.place_C[1:], ends_D[-1])
-        stop_C = np.minimum(following_C, ends_D[self.document_C])
-        opens_C = self.id_C == tokenizer.assistant_id
-        return self.place_C[opens_C] + 1, stop_C[opens_C], self.document_C[opens_C]
-
-    def wrong_documents(self, batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
-        """The documents that are not a system block, user and assistant in turn, and the end token if there is one."""
-        first_C = np.append(True, self.document_C[1:] != self.document_C[:-1])
-        last_C = np.append(first_C[1:], True)
-        before_C = np.where(first_C, -1, np.append(-1, self.id_C[:-1]))
-        user, assistant, end = tokenizer.user_id, tokenizer.assistant_id, tokenizer.end_id
-        follows = {-1: tokenizer.system_id, tokenizer.system_id: user, user: assistant}
-        right_C = np.isin(self.id_C, (user, end)) & (before_C == assistant)
-        for before, following in follows.items():
-            right_C |= (before_C == before) & (self.id_C == following)
-        right_C &= ~first_C | (self.place_C == batch.starts_D[self.document_C])
-        has_end_C = layout.end_token & ~batch.is_cut_D[self.document_C]
-        is_end_C = (self.id_C == end) & (self.place_C == batch.ends_D[self.document_C] - 1)
-        right_C &= ~last_C | np.where(has_end_C, is_end_C, self.id_C == assistant)
-        wrong_D = np.ones(len(batch.ends_D), bool)
-        wrong_D[self.document_C] = False
-        wrong_D[self.document_C[~right_C]] = True
-        return wrong_D
+    """The documents whose markers, mask or turn starts are wrong, each with the first thing that is."""
+    return _structure_violations(batch, _Texts.of(batch, tokenizer, layout), tokenizer, layout)
 
 
 def expected_mask(batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> NDArray[np.bool_]:
-    """The loss mask that follows from the control ids alone."""
+    """The loss mask that follows from the markers alone."""
+    return _expected_mask(batch, _Texts.of(batch, tokenizer, layout), layout)
+
+
+def _structure_violations(
+    batch: DocumentBatch, texts: "_Texts", tokenizer: ChatTokenizer, layout: Layout
+) -> Iterator[tuple[int, Drop]]:
+    unsupervised = batch.count(batch.loss_mask_T) == 0
+    wrong_mask = batch.count(batch.loss_mask_T != _expected_mask(batch, texts, layout)) > 0
+    wrong_starts = np.zeros(len(batch.ends_D), bool)
+    if batch.turns is not None:
+        wrong_starts[batch.turns.differing(texts.turns)] = True
+    for number in np.flatnonzero(texts.wrong_D | unsupervised | wrong_mask | wrong_starts).tolist():
+        if texts.wrong_D[number]:
+            ids = batch.ids_T[batch.starts_D[number] : batch.ends_D[number]]
+            found = [tokenizer.name(token_id) for token_id in ids[tokenizer.is_control[ids]].tolist()]
+            yield number, Drop(Reason.FORGED_CONTROL_TOKEN, f"control tokens {found}")
+        elif unsupervised[number]:
+            yield number, Drop(Reason.NO_SUPERVISED_TOKENS)
+        elif wrong_mask[number]:
+            yield number, Drop(Reason.WRONG_TURN_ENDS, "the loss mask is not the answers and their ends")
+        else:
+            yield number, Drop(Reason.WRONG_TURN_ENDS, "the turns do not start where it was written down")
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a batch, as its format sees them."""
+
+    turns: Turns
+    kind_S: NDArray[np.int64]
+    """Of the marker before the text."""
+    document_S: NDArray[np.int64]
+    stop_S: NDArray[np.int64]
+    """Where the text ends."""
+    num_learnt_S: NDArray[np.int64]
+    """How many tokens behind the text end it with loss, if it is an answer."""
+    wrong_D: NDArray[np.bool_]
+    """Documents whose markers are not those of a system text, user and assistant in turn, and an end if there is one.
+
+    No control token is anywhere else in the others."""
+
+    @classmethod
+    def of(cls, batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> "_Texts":
+        no_turns = Turns(np.zeros(0, np.int64), np.zeros(len(batch.ends_D), np.int64))
+        turns = read_turns(batch.ids_T, batch.ends_D, tokenizer) or batch.turns or no_turns
+        counts_D, starts_S = turns.counts_D, turns.starts_S
+        first_D = np.cumsum(counts_D) - counts_D
+        document_S = np.repeat(np.arange(len(counts_D)), counts_D)
+        kind_S = marker_kinds(np.arange(len(starts_S)) - first_D[document_S])
+        lengths = np.array([len(marker) for marker in tokenizer.markers])
+        learnt = np.array([marker.num_learnt for marker in tokenizer.markers])
+        begin_S = starts_S - lengths[kind_S]
+        # Behind every text comes the next one's marker; behind a document's last one its end, if it has one.
+        has_end_D = layout.end_token & ~batch.is_cut_D
+        stop_S, num_learnt_S = np.append(begin_S[1:], 0), np.append(learnt[kind_S[1:]], 0)
+        last_S, has_S = np.cumsum(counts_D)[counts_D > 0] - 1, counts_D > 0
+        stop_S[last_S] = (batch.ends_D - has_end_D * lengths[END])[has_S]
+        num_learnt_S[last_S] = (has_end_D * learnt[END])[has_S]
+        right_S = (stop_S >= starts_S) & _stands(batch, begin_S, kind_S, document_S, tokenizer)
+        right_S &= (kind_S != SYSTEM) | (begin_S == batch.starts_D[document_S])
+        controls = np.array([int(tokenizer.is_control[marker.ids].sum()) for marker in tokenizer.markers])
+        wanted_D = np.bincount(document_S, controls[kind_S], len(counts_D)) + has_end_D * controls[END]
+        wrong_D = (counts_D < 3) | (counts_D % 2 == 0) | (batch.count(tokenizer.is_control[batch.ids_T]) != wanted_D)
+        wrong_D[document_S[~right_S]] = True
+        documents_D = np.arange(len(counts_D))
+        end_D = batch.ends_D - lengths[END]
+        wrong_D |= has_end_D & ~_stands(batch, end_D, np.full(len(counts_D), END), documents_D, tokenizer)
+        return cls(turns, kind_S, document_S, stop_S, num_learnt_S, wrong_D)
+
+    def answers(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """First token, first token behind, first token behind its end, and document of every answer in right ones."""
+        chosen = (self.kind_S == ASSISTANT) & ~self.wrong_D[self.document_S]
+        stops_A = self.stop_S[chosen]
+        return self.turns.starts_S[chosen], stops_A, stops_A + self.num_learnt_S[chosen], self.document_S[chosen]
+
+
+def _stands(
+    batch: DocumentBatch,
+    begins: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    tokenizer: ChatTokenizer,
+) -> NDArray[np.bool_]:
+    """Whether at each of these places, inside of its document, a marker of this kind stands."""
+    lengths = np.array([len(marker) for marker in tokenizer.markers])
+    stands: NDArray[np.bool_] = (begins >= batch.starts_D[documents]) & (
+        begins + lengths[kinds] <= batch.ends_D[documents]
+    )
+    for kind, marker in enumerate(tokenizer.markers):
+        chosen = np.flatnonzero(stands & (kinds == kind))
+        for number, token_id in enumerate(marker.ids.tolist()):
+            stands[chosen] &= batch.ids_T[begins[chosen] + number] == token_id
+    return stands
+
+
+def _expected_mask(batch: DocumentBatch, texts: _Texts, layout: Layout) -> NDArray[np.bool_]:
     if layout.supervise == "all":
         mask_T = np.ones(len(batch.ids_T), bool)
         mask_T[batch.starts_D] = False
         return mask_T
-    starts_A, stops_A, document_A = _Controls.of(batch, tokenizer).answers(batch.ends_D, tokenizer)
-    stops_A = np.minimum(stops_A + 1, batch.ends_D[document_A])  # the end token or next tag included
-    return _inside(starts_A, stops_A, len(batch.ids_T))
+    starts_A, _, ends_A, _ = texts.answers()
+    return _inside(starts_A, ends_A, len(batch.ids_T))
 
 
 def _inside(starts_A: NDArray[np.int64], stops_A: NDArray[np.int64], num_tokens: int) -> NDArray[np.bool_]:
@@ -141,25 +186,24 @@ def _inside(starts_A: NDArray[np.int64], stops_A: NDArray[np.int64], num_tokens:
 
 
 def _text_violations(
-    documents: Sequence[Encoded], batch: DocumentBatch, tokenizer: ChatTokenizer
+    documents: Sequence[Encoded], batch: DocumentBatch, texts: _Texts, tokenizer: ChatTokenizer
 ) -> Iterator[tuple[int, Drop]]:
     """The documents whose supervised tokens do not spell the assistant texts."""
-    controls = _Controls.of(batch, tokenizer)
-    starts_A, stops_A, document_A = controls.answers(batch.ends_D, tokenizer)
+    starts_A, stops_A, _, document_A = texts.answers()
     counts_D = np.bincount(document_A, minlength=len(documents)).tolist()
     ids = batch.ids_T[_inside(starts_A, stops_A, len(batch.ids_T))]
     # Everything is spelt in one go: a call per answer would cost as much again.
     spelt = tokenizer.spell(ids)
     num_bytes = np.append(0, np.cumsum(tokenizer.num_bytes[ids], dtype=np.int64))
     edges = num_bytes[np.append(0, np.cumsum(stops_A - starts_A))].tolist()
-    place = 0
+    place, lead = 0, tokenizer.format.turn_lead
     for number, document in enumerate(documents):
         first, place = place, place + counts_D[number]
         if counts_D[number] != len(document.answers):
             detail = f"{counts_D[number]} answers, the conversation has {len(document.answers)}"
             yield number, Drop(Reason.TEXT_NOT_REPRODUCED, detail)
             continue
-        for turn, answer in enumerate(document.answers):
+        for turn, answer in enumerate(lead + text for text in document.answers):
             found = spelt[edges[first + turn] : edges[first + turn + 1]]
             if found != answer.encode("utf-8", "surrogatepass") and not _spells(found, answer, document, tokenizer):
                 detail = f"the supervised tokens of answer {turn} spell something else"

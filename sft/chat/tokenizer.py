@@ -1,7 +1,7 @@
-"""The tokenizer of GPT-NeoX-20B's form, with the five control tokens. The only file that imports tokenizers.
+"""The tokenizer of GPT-NeoX-20B's form, with a chat format's control tokens. The only file that imports tokenizers.
 
 Text can never become a control token: control ids are inserted by number, and every text is encoded with
-special-token splitting on, so that `<|USER|>` inside a text stays a run of ordinary characters.
+special-token splitting on, so that a tag inside a text stays a run of ordinary characters.
 """
 
 import itertools
@@ -15,19 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from sft.chat.formats.base import ChatFormat, MarkerIds, Part, marker_ids
+from sft.chat.formats.registry import format_named
 from sft.errors import ConfigError
 from sft.hashing import text_sha256
 
 if TYPE_CHECKING:
     from sft.chat.fast_tokenizer import FastTokenizer
 
-END, PADDING = "<|endoftext|>", "<|padding|>"
-SYSTEM, USER, ASSISTANT = TAGS = ("<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>")
-
-# The published model's ids; any tokenizer with this many base entries must reproduce them.
 NEOX_20B_SIZE = 50277
-NEOX_20B_IDS = {END: 0, PADDING: 1, SYSTEM: 50277, USER: 50278, ASSISTANT: 50279}
-
+"""Entries of the published tokenizer without a format's tags; a format knows the ids that it must then have."""
 
 # The library keeps much beside the ids of every text of a call; larger calls are slower by a third.
 _TEXTS_PER_CALL = 100
@@ -48,13 +45,18 @@ class TokenRuns:
 
 
 class ChatTokenizer:
-    """Encodes text as text and knows the control ids.
+    """Encodes text as text and knows the control ids of its chat format.
+
+    A format has ids by a tokenizer only, and a tokenizer has a format's tags among its ids: so the two are joined here.
 
     Invariant: no id returned by `encode` is a control id.
     """
 
-    def __init__(self, tokenizer: Tokenizer, origin: str | Path = "tokenizer") -> None:
-        for token in (END, PADDING):
+    def __init__(
+        self, tokenizer: Tokenizer, origin: str | Path = "tokenizer", chat_format: ChatFormat | None = None
+    ) -> None:
+        self.format = chat_format or format_named(None)
+        for token in (self.format.end_token, self.format.pad_token):
             if tokenizer.token_to_id(token) is None:
                 raise ConfigError(
                     f"has no {token}: not a tokenizer of GPT-NeoX-20B's form",
@@ -64,7 +66,7 @@ class ChatTokenizer:
         base_size = tokenizer.get_vocab_size()
         if max(tokenizer.get_vocab().values()) != base_size - 1:
             raise ConfigError("its ids have gaps, so a new tag's id may belong to another token already", on=origin)
-        missing = [tag for tag in TAGS if tokenizer.token_to_id(tag) is None]
+        missing = [tag for tag in self.format.tags if tokenizer.token_to_id(tag) is None]
         tokenizer.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in missing])
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -74,14 +76,14 @@ class ChatTokenizer:
         self._tokenizer = tokenizer
         self._fast: FastTokenizer | None = None
         self._check_share = 0.0
-        ids = [tokenizer.token_to_id(token) for token in (END, PADDING, *TAGS)]
-        self.control_ids = tuple(int(token_id) for token_id in ids if token_id is not None)
-        self.end_id, self.pad_id, self.system_id, self.user_id, self.assistant_id = self.control_ids
-        self._check(base_size - len(TAGS) + len(missing), origin)
+        self._control = {token: int(tokenizer.token_to_id(token) or 0) for token in self.format.control_tokens}
+        self.control_ids = tuple(self._control.values())
+        self.end_id, self.pad_id, *_ = self.control_ids
+        self._check(base_size - len(self.format.tags) + len(missing), origin)
 
     @classmethod
-    def load(cls, path: str | Path) -> "ChatTokenizer":
-        """Read a tokenizer.json, or the one inside a folder, adding the three tags if they are absent.
+    def load(cls, path: str | Path, chat_format: ChatFormat | None = None) -> "ChatTokenizer":
+        """Read a tokenizer.json, or the one inside a folder, adding the format's tags if they are absent.
 
         Raises: ConfigError if it is not a tokenizer of this form.
         """
@@ -93,23 +95,44 @@ class ChatTokenizer:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library has no class of its own
             raise ConfigError(f"not readable as a tokenizer: {error}", on=file) from error
-        return cls(tokenizer, file)
+        return cls(tokenizer, file, chat_format)
 
     @property
     def num_ids(self) -> int:
         """One more than the highest id."""
         return int(self._tokenizer.get_vocab_size())
 
+    def id_of(self, token: str) -> int:
+        """The id of a control token."""
+        return self._control[token]
+
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The ids at which generation stops, in the order of the model card."""
-        return (self.user_id, self.assistant_id, self.system_id, self.pad_id, self.end_id)
+        return tuple(map(self.id_of, self.format.stop_tokens))
+
+    @cached_property
+    def markers(self) -> tuple[MarkerIds, ...]:
+        """The format's markers in the order of their kinds."""
+        return tuple(marker_ids(marker, self._part_ids) for marker in self.format.markers)
+
+    def _part_ids(self, part: Part) -> Sequence[int]:
+        return self.encode([part])[0] if isinstance(part, str) else [self.id_of(part.name)]
+
+    @cached_property
+    def opens_text(self) -> NDArray[np.bool_] | None:
+        """For each id, whether a text begins behind it; None if the format does not mark that by control tokens."""
+        tokens = self.format.opening_tokens
+        return None if tokens is None else self._table(self.id_of(token) for token in tokens)
 
     @cached_property
     def is_control(self) -> NDArray[np.bool_]:
         """For each id, whether it is a control token."""
+        return self._table(self.control_ids)
+
+    def _table(self, ids: Iterable[int]) -> NDArray[np.bool_]:
         table = np.zeros(self.num_ids, bool)
-        table[list(self.control_ids)] = True
+        table[list(ids)] = True
         return table
 
     @cached_property
@@ -218,11 +241,11 @@ class ChatTokenizer:
         if base_size == NEOX_20B_SIZE:
             wrong = {
                 token: found
-                for token, expected in NEOX_20B_IDS.items()
+                for token, expected in self.format.published_ids.items()
                 if (found := self._tokenizer.token_to_id(token)) != expected
             }
             if wrong:
-                raise ConfigError(f"control ids {wrong}, expected {NEOX_20B_IDS}", on=origin)
+                raise ConfigError(f"control ids {wrong}, expected {dict(self.format.published_ids)}", on=origin)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -242,15 +265,16 @@ def _spelt(token: str) -> bytes:
     return bytes(_BYTES[character] for character in token)
 
 
-def train_tokenizer(texts: Iterable[str], num_ids: int) -> ChatTokenizer:
+def train_tokenizer(texts: Iterable[str], num_ids: int, chat_format: ChatFormat | None = None) -> ChatTokenizer:
     """A small byte-level BPE tokenizer of the same form, for models that are too small for 50,000 tokens.
 
-    Invariant: at most `num_ids` ids, the three tags included; equal texts give an equal tokenizer.
+    Invariant: at most `num_ids` ids, the format's tags included; equal texts give an equal tokenizer.
 
     Raises: ConfigError if there is no room for the 256 bytes and the control tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    least = len(alphabet) + len(NEOX_20B_IDS)
+    chat_format = chat_format or format_named(None)
+    least = len(alphabet) + len(chat_format.control_tokens)
     if num_ids < least:
         raise ConfigError(f"a tokenizer of {num_ids} ids: expected at least {least}")
     tokenizer = Tokenizer(models.BPE())
@@ -258,10 +282,10 @@ def train_tokenizer(texts: Iterable[str], num_ids: int) -> ChatTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=num_ids - len(TAGS),
-        special_tokens=[END, PADDING],
+        vocab_size=num_ids - len(chat_format.tags),
+        special_tokens=[chat_format.end_token, chat_format.pad_token],
         initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return ChatTokenizer(tokenizer)
+    return ChatTokenizer(tokenizer, chat_format=chat_format)

@@ -47,6 +47,7 @@ def demo(out: Path) -> None:
     import torch
     from rich.console import Console
 
+    from sft.chat.formats.registry import format_named
     from sft.chat.tokenizer import train_tokenizer
     from sft.config.inference import EvalConfig, ExportConfig, GenerationConfig
     from sft.data.build.build import build
@@ -62,7 +63,8 @@ def demo(out: Path) -> None:
     config, recipes, training = _configs(out)
     _title(console, 1, f"Raw rows to packed shards: sft build {MIXTURE}")
     if not Path(config.tokenizer).exists():
-        write_text(Path(config.tokenizer), train_tokenizer(_texts(config, recipes), NUM_IDS).json)
+        tokenizer = train_tokenizer(_texts(config, recipes), NUM_IDS, format_named(config.format))
+        write_text(Path(config.tokenizer), tokenizer.json)
     shards = build(config, recipes)
     overview(shards.folder, console)
 

@@ -113,6 +113,8 @@ class BuildConfig:
     """Chooses the held-out conversations."""
     system: Literal["recipe", "card"] = "recipe"
     """`card` puts the card's system prompt on every source."""
+    format: Literal["stablelm"] = "stablelm"
+    """How conversations are written: what stands between their texts, and which system text is `card`."""
     supervise: Literal["assistant", "all"] = "assistant"
     """Which tokens carry loss; `all` is the as-released variant."""
     end_token: bool = True

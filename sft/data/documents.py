@@ -15,6 +15,24 @@ Ints = NDArray[Any]
 
 
 @dataclass(frozen=True)
+class TurnStarts:
+    """Where the system text and each turn's text begin in every document, in tokens.
+
+    Shapes: starts of all documents one behind the other; those of document n from ends[n] up to ends[n + 1].
+    """
+
+    starts: Ints
+    ends: Ints
+
+    def __getitem__(self, document: int) -> Ints:
+        return self.starts[self.ends[document] : self.ends[document + 1]]
+
+    def of(self, documents: Ints) -> list[Ints]:
+        """Those of some documents."""
+        return [self[document] for document in documents.tolist()]
+
+
+@dataclass(frozen=True)
 class DocumentTable:
     """Where every document came from: one entry per document, indexed by document id."""
 
@@ -44,6 +62,8 @@ class DocumentTable:
     """How often the document is packed: more than once if its source has several epochs."""
     held_out: Ints
     """True if the document is in the valid split."""
+    turn_starts: TurnStarts | None = None
+    """Absent in builds of schema version 3."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -56,6 +76,9 @@ def write_documents(path: Path, table: DocumentTable) -> None:
     kinds |= dict.fromkeys(("truncated", "held_out"), pa.bool_()) | {"uses": pa.uint16()}
     columns = {"source": _names(table.source, table.sources), "file": _names(table.file, table.files)}
     columns |= {name: pa.array(getattr(table, name), kind) for name, kind in kinds.items()}
+    if table.turn_starts is not None:
+        ends, starts = pa.array(table.turn_starts.ends, pa.int32()), pa.array(table.turn_starts.starts, pa.uint16())
+        columns["turn_starts"] = pa.ListArray.from_arrays(ends, starts)
     arrow = pa.table(columns)
     with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, arrow.schema) as writer:
         writer.write_table(arrow, max_chunksize=len(table) or 1)
@@ -65,14 +88,22 @@ def read_documents(path: Path) -> DocumentTable:
     """The document table, its numbers straight from the memory-mapped file."""
     table = ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
     source, file = (table.column(name).combine_chunks() for name in ("source", "file"))
-    numbers = {name: table.column(name).to_numpy() for name in table.column_names[2:]}
+    numbers = {name: table.column(name).to_numpy() for name in table.column_names[2:] if name != "turn_starts"}
     return DocumentTable(
         tuple(source.dictionary.to_pylist()),
         tuple(file.dictionary.to_pylist()),
         source.indices.to_numpy(),
         file.indices.to_numpy(),
         **numbers,
+        turn_starts=_turn_starts(table),
     )
+
+
+def _turn_starts(table: Any) -> TurnStarts | None:
+    if "turn_starts" not in table.column_names:
+        return None
+    lists = table.column("turn_starts").combine_chunks()
+    return TurnStarts(lists.values.to_numpy(), lists.offsets.to_numpy())
 
 
 def _names(indices: Ints, names: Sequence[str]) -> Any:

@@ -160,16 +160,24 @@ class BuildManifest(BuildInputs):
 
     sources: Mapping[str, SourceFacts]
     inputs_digest: str
+    format: str
+    """The chat format's name; manifests of schema version 3 say none, and mean stablelm."""
     seq_len: int
     splits: Mapping[str, SplitFacts]
     content_digest: str = ""
     """Names the data set; known once all files are written, as are their facts."""
     files: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    schema_version: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The manifest but for what is known only once all files are written."""
         splits = {name: split.to_json() for name, split in self.splits.items()}
-        results = {"inputs_digest": self.inputs_digest, "seq_len": self.seq_len, "splits": splits}
+        results = {
+            "inputs_digest": self.inputs_digest,
+            "format": self.format,
+            "seq_len": self.seq_len,
+            "splits": splits,
+        }
         return super().to_json() | results
 
     def as_training_data(self) -> dict[str, Any]:
@@ -180,6 +188,7 @@ class BuildManifest(BuildInputs):
             "content_digest": self.content_digest,
             "sources": facts["sources"],
             "tokenizer": facts["tokenizer"],
+            "format": self.format,
         }
 
     @classmethod
@@ -189,6 +198,7 @@ class BuildManifest(BuildInputs):
         Raises: KeyError, TypeError or AttributeError if it is no manifest of a build.
         """
         typed = {
+            "format": value.get("format", "stablelm"),
             "evaluation_files": tuple(_taken(EvaluationFile, file) for file in value["evaluation_files"]),
             "tokenizer": _taken(TokenizerFacts, value["tokenizer"]),
             "sources": {name: SourceFacts.from_json(source) for name, source in value["sources"].items()},

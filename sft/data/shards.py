@@ -15,6 +15,10 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
+from sft.chat.formats.base import ChatFormat
+from sft.chat.formats.registry import format_named
+from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.turns import read_turn_starts
 from sft.data.documents import DOCUMENTS, DocumentTable, read_documents
 from sft.data.manifest import BuildManifest, SplitFacts
 from sft.errors import ConfigError, DataError
@@ -22,7 +26,9 @@ from sft.storage.json_file import readable
 from sft.storage.manifest import MANIFEST, LateHashes, damaged_files, read_manifest, refuse_damaged
 
 KIND = "shards"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+READABLE_VERSIONS = (3, SCHEMA_VERSION)
+"""Version 3 has no turn starts in its document table."""
 QUARANTINE = "quarantine.jsonl"
 TOKENIZER = "tokenizer.json"
 PACKS_PER_RECORD_BATCH = 256
@@ -192,7 +198,7 @@ class Shards:
 
         Raises: DataError if a file of the content is missing, cut or changed.
         """
-        content = read_manifest(folder, KIND, SCHEMA_VERSION)
+        content = read_manifest(folder, KIND, *READABLE_VERSIONS)
         with readable(folder / MANIFEST, what="not the manifest of a build"):
             manifest = BuildManifest.from_json(content)
         files = {shard.file for split in manifest.splits.values() for shard in split.shards}
@@ -215,9 +221,23 @@ class Shards:
     def tokenizer_path(self) -> Path:
         return self.folder / TOKENIZER
 
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How the conversations are written."""
+        return format_named(self.manifest.format)
+
+    def load_tokenizer(self) -> ChatTokenizer:
+        """The tokenizer that the build was made with, with its format's control ids."""
+        return ChatTokenizer.load(self.tokenizer_path, self.chat_format)
+
     @cached_property
     def documents(self) -> DocumentTable:
         return read_documents(self.folder / DOCUMENTS)
+
+    def turn_starts(self, doc_id: int, ids_T: Ints, tokenizer: ChatTokenizer) -> Ints:
+        """Where the texts of a document begin, which has these ids; an older build does not say, but its ids do."""
+        stored = self.documents.turn_starts
+        return read_turn_starts(ids_T, tokenizer) if stored is None else stored[doc_id]
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """Every row that was not kept, with its reason.

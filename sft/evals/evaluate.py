@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sft.chat.encode import CARD_SYSTEM_PROMPT
 from sft.config.inference import EvalConfig
 from sft.console.progress import progress
 from sft.data.shards import Shards, Split
@@ -69,7 +68,8 @@ def _evaluate(loaded: LoadedModel, config: EvalConfig, device: torch.device) -> 
     shards = _shards(loaded, config)
     measured = dict(_losses(loaded, shards, config, device)) if shards else {}
     with torch.inference_mode(), autocast(device, config.precision):
-        answers = list(samples(loaded, config.prompts, config.system or CARD_SYSTEM_PROMPT, config.generation))
+        system = config.system or loaded.tokenizer.format.default_system
+        answers = list(samples(loaded, config.prompts, system, config.generation))
     return {
         "checkpoint": str(loaded.folder),
         "step": loaded.state.step if loaded.state else None,

@@ -1,6 +1,5 @@
 """The chat template of an exported tokenizer, and the proof that it spells what the model was trained on."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 
 from sft.chat.conversation import Conversation, Message
@@ -10,32 +9,7 @@ from sft.errors import DataError
 
 ChatMessage = dict[str, str]
 Render = Callable[[Sequence[ChatMessage], bool], list[int]]
-"""Token ids of a chat; the flag asks for the tag that opens the assistant's next turn."""
-
-_TEMPLATE = """\
-{%- if messages and messages[0]['role'] == 'system' -%}
-    {%- set system = messages[0]['content'] -%}
-    {%- set turns = messages[1:] -%}
-{%- else -%}
-    {%- set system = DEFAULT_SYSTEM -%}
-    {%- set turns = messages -%}
-{%- endif -%}
-{{- '<|SYSTEM|>' ~ system -}}
-{%- for message in turns -%}
-    {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
-        {{- raise_exception('After an optional system message, roles must alternate user, assistant, user, ...') -}}
-    {%- endif -%}
-    {{- ('<|USER|>' if message['role'] == 'user' else '<|ASSISTANT|>') ~ message['content'] -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {%- if turns | length % 2 == 0 -%}
-        {{- raise_exception('An answer is asked for, so the last message must be by the user.') -}}
-    {%- endif -%}
-    {{- '<|ASSISTANT|>' -}}
-{%- elif turns and turns[-1]['role'] == 'assistant' -%}
-    {{- '<|endoftext|>' -}}
-{%- endif -%}
-"""
+"""Token ids of a chat; the flag asks for what opens the assistant's next turn."""
 
 _TURNS = (
     ("What's your mood today?", "Curious, thank you."),
@@ -45,12 +19,6 @@ _TURNS = (
     ("{{ messages }} {% raw %} 'quoted' \"twice\" \\n", "{# kept #} </s> [INST] &amp; <b>"),
 )
 _SYSTEMS = (None, "Answer briefly.", "", " Two lines,\nthe second 'quoted' \"twice\" with {{ braces }}.\n")
-
-
-def chat_template(system: str) -> str:
-    """The Jinja template; chats that name no system text get this one."""
-    # A JSON string is a Jinja string as well, whatever quotes, newlines and braces it holds.
-    return _TEMPLATE.replace("DEFAULT_SYSTEM", json.dumps(system, ensure_ascii=False))
 
 
 def verify_template(render: Render, system: str, tokenizer: ChatTokenizer) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from sft.chat.encode import CARD_SYSTEM_PROMPT
-from sft.chat.tokenizer import END, PADDING, TAGS, ChatTokenizer
+from sft.chat.tokenizer import ChatTokenizer
 from sft.config.inference import ExportConfig
 from sft.config.model import ModelConfig
 from sft.errors import ConfigError, DataError
-from sft.export.chat_template import chat_template, verify_template
+from sft.export.chat_template import verify_template
 from sft.export.model_card import CardFacts, model_card
+from sft.inference.load import FORMAT_KEY, TOKENIZER_CONFIG, load_tokenizer
 from sft.model.attention import Documents
 from sft.model.hf_folder import read_config, read_weights, write_folder
 from sft.model.lora import PLAIN
@@ -34,8 +34,6 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 # Models up to this size are run before they are published; of larger ones the tensors' names and shapes are checked.
 MAX_PARAMETERS_RUN = 1_000_000_000
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
-
 
 def export(checkpoint: Path, out: Path, config: ExportConfig) -> None:
     """Write a folder that transformers, vLLM and lm-eval read, and check it by reading it.
@@ -46,8 +44,8 @@ def export(checkpoint: Path, out: Path, config: ExportConfig) -> None:
     if out.exists():
         raise ConfigError("exists already and is never overwritten", on=out, hint="name another folder")
     state = require_whole(checkpoint) if (checkpoint / MANIFEST).is_file() else None
-    shape, tokenizer = read_config(checkpoint), ChatTokenizer.load(checkpoint)
-    system = CARD_SYSTEM_PROMPT if config.system is None else config.system
+    shape, tokenizer = read_config(checkpoint), load_tokenizer(checkpoint, state)
+    system = tokenizer.format.default_system if config.system is None else config.system
     lora = state.lora if state else PLAIN
     weights = read_weights(checkpoint, shape, lora)
     with staged(out) as folder:
@@ -62,26 +60,27 @@ def export(checkpoint: Path, out: Path, config: ExportConfig) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig, system: str) -> None:
-    path = folder / "tokenizer.json"
+    path, end = folder / "tokenizer.json", tokenizer.format.end_token
     path.write_text(tokenizer.json, encoding="utf-8")
     theirs = PreTrainedTokenizerFast(
         tokenizer_file=str(path),
-        bos_token=END,
-        eos_token=END,
-        unk_token=END,
-        pad_token=PADDING,
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,
+        pad_token=tokenizer.format.pad_token,
         model_max_length=shape.max_positions,
         padding_side="left",  # so that the answers of a batch start at the same place
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
-    theirs.chat_template = chat_template(system)
+    theirs.chat_template = tokenizer.format.chat_template(system)
     theirs.save_pretrained(folder, save_jinja_files=False)
     # transformers 4 and programs built on it know neither the class nor the list of tokens under their newer names.
     settings = read_json(folder / TOKENIZER_CONFIG)
     for newer in ("backend", "extra_special_tokens"):
         settings.pop(newer, None)
-    settings |= {"additional_special_tokens": list(TAGS), "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= {"additional_special_tokens": list(tokenizer.format.tags), "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= {FORMAT_KEY: tokenizer.format.name}
     _write_json(folder / TOKENIZER_CONFIG, settings)
     path.write_text(tokenizer.json, encoding="utf-8")  # transformers may have added a post-processor
 
@@ -94,6 +93,7 @@ def _write_token_ids(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig)
     GenerationConfig(
         **ids,
         eos_token_id=list(tokenizer.stop_ids),
+        stop_strings=list(tokenizer.format.stop_strings) or None,
         max_new_tokens=min(512, shape.max_positions // 2),
         do_sample=True,
         temperature=0.7,
@@ -115,7 +115,7 @@ def _verify_tokenizer(folder: Path, tokenizer: ChatTokenizer, system: str) -> No
         return list(ids)
 
     verify_template(render, system, tokenizer)
-    found = tuple(theirs.convert_tokens_to_ids([END, PADDING, *TAGS]))
+    found = tuple(theirs.convert_tokens_to_ids(list(tokenizer.format.control_tokens)))
     if found != tokenizer.control_ids:
         raise DataError(f"control ids {found} in the exported tokenizer, expected {tokenizer.control_ids}", on=folder)
 

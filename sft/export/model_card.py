@@ -76,8 +76,9 @@ def _usage(facts: CardFacts) -> Iterator[str]:
 def _format(facts: CardFacts) -> Iterator[str]:
     tokenizer = facts.tokenizer
     stops = ", ".join(f"{token_id} `{tokenizer.name(token_id)}`" for token_id in tokenizer.stop_ids)
-    yield "`<|SYSTEM|>…<|USER|>…<|ASSISTANT|>…`, with nothing between tags and text. An answer ends at the first of"
-    yield f"these ids: {stops}."
+    yield f"`{tokenizer.format.sketch}`, with nothing between tags and text. An answer ends at the first of"
+    texts = "".join(f", or of the text {text!r}" for text in tokenizer.format.stop_strings)
+    yield f"these ids: {stops}{texts}."
     yield "A tag that is spelt out inside a message counts as a tag: take such text out of what users send."
     yield from ("", "A chat without a system message gets this one:", "", *_quoted(facts.system))
 

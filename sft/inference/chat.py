@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from sft.chat.conversation import Message
-from sft.chat.encode import CARD_SYSTEM_PROMPT, encode_prompt
+from sft.chat.encode import encode_prompt
 from sft.config.inference import ChatConfig
 from sft.errors import DataError
 from sft.inference.answer import answer
@@ -24,7 +24,7 @@ def talk(checkpoint: Path, config: ChatConfig, console: Console, lines: Iterator
     device = choose_device(config.device)
     loaded = load(checkpoint, device)
     console.print(f"{loaded.folder}\n{HELP}", highlight=False, markup=False, soft_wrap=True)
-    system = CARD_SYSTEM_PROMPT if config.system is None else config.system
+    system = loaded.tokenizer.format.default_system if config.system is None else config.system
     messages: list[Message] = []
     for line in lines if lines is not None else _typed(console):
         command, _, rest = line.strip().partition(" ")

@@ -1,11 +1,13 @@
 """A checkpoint, run folder or exported folder → a model that is ready to answer."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from sft.chat.formats.registry import format_named
 from sft.chat.tokenizer import ChatTokenizer
 from sft.errors import ConfigError
 from sft.model.base import LanguageModel
@@ -14,6 +16,10 @@ from sft.model.lora import PLAIN
 from sft.model.registry import build
 from sft.storage.manifest import MANIFEST
 from sft.train.checkpoint.store import STATE, State, damage, published, require_whole
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+FORMAT_KEY = "chat_format"
+"""Under it an exported tokenizer's settings name the chat format."""
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +41,26 @@ def load(path: Path, device: torch.device) -> LoadedModel:
     """
     folder, state = find_checked(path)
     shape = read_config(folder)
-    tokenizer = ChatTokenizer.load(folder)
+    tokenizer = load_tokenizer(folder, state)
     if tokenizer.num_ids > shape.vocab_size:
         raise ConfigError(f"{tokenizer.num_ids} token ids for {shape.vocab_size} embedding rows", on=folder)
     model = build(shape, device)
     load_weights(model, folder, state.lora if state else PLAIN)
     return LoadedModel(folder, model.eval(), tokenizer, state)
+
+
+def load_tokenizer(folder: Path, state: State | None) -> ChatTokenizer:
+    """The tokenizer of a folder of weights, with the chat format that its training or its export wrote down."""
+    return ChatTokenizer.load(folder, format_named(state.shards.get("format") if state else _exported_format(folder)))
+
+
+def _exported_format(folder: Path) -> str | None:
+    try:
+        settings = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a folder of another program's may have none
+        return None
+    name = settings.get(FORMAT_KEY) if isinstance(settings, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def find_checked(path: Path) -> tuple[Path, State | None]:

@@ -71,10 +71,10 @@ def write_manifest_of(
     return manifest
 
 
-def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
-    """The manifest of a folder of the given kind.
+def read_manifest(folder: Path, kind: str, *schema_versions: int) -> Manifest:
+    """The manifest of a folder of the given kind, in one of these versions.
 
-    Raises: DataError if there is none, it is damaged, or it is of another kind or a newer version.
+    Raises: DataError if there is none, it is damaged, or it is of another kind or version.
     """
     path = folder / MANIFEST
     with readable(path):
@@ -86,9 +86,10 @@ def read_manifest(folder: Path, kind: str, schema_version: int) -> Manifest:
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         found = manifest.get("kind") if isinstance(manifest, dict) else None
         raise DataError(f"holds {found or 'something else'}, expected {kind}", on=folder)
-    if manifest.get("schema_version") != schema_version:
+    if manifest.get("schema_version") not in schema_versions:
+        known = " or ".join(map(str, schema_versions))
         raise DataError(
-            f"schema version {manifest.get('schema_version')}, this program reads {schema_version}",
+            f"schema version {manifest.get('schema_version')}, this program reads {known}",
             on=path,
             hint="use the version of sft that wrote it, or build it again",
         )

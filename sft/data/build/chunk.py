@@ -31,6 +31,7 @@ DOCUMENT_FIELDS = np.dtype(
         ("content", np.uint64),
         ("num_tokens", np.uint32),
         ("num_supervised", np.uint32),
+        ("num_texts", np.uint16),
         ("truncated", np.bool_),
     ]
 )
@@ -78,11 +79,13 @@ class ChunkResult:
     """One record of DOCUMENT_FIELDS per document."""
     ids: NDArray[Any]
     loss_mask: NDArray[np.uint8]
+    turn_starts: NDArray[np.uint16]
+    """Where the texts of each document begin in it: as many numbers as its record has texts."""
     bands: NDArray[np.uint64]
     """Signatures for the search for near duplicates, one row per conversation that has documents; or no rows."""
 
 
-_ARRAYS = ("documents", "ids", "loss_mask", "bands")
+_ARRAYS = ("documents", "ids", "loss_mask", "turn_starts", "bands")
 
 
 def write_chunk(path: Path, result: ChunkResult) -> None:
@@ -170,6 +173,10 @@ class ChunkFile:
     def loss_mask(self) -> NDArray[np.uint8]:
         """The loss mask of all documents end to end, memory-mapped."""
         return self._array("loss_mask", np.dtype(np.uint8))
+
+    def turn_starts(self) -> NDArray[np.uint16]:
+        """Where the texts of all documents begin, each counted from its document's first token, memory-mapped."""
+        return self._array("turn_starts", np.dtype(np.uint16))
 
     def bands(self) -> NDArray[np.uint64]:
         """The signatures: one row per conversation, or none."""

@@ -1,5 +1,6 @@
 """All finished chunks of a build as one table of documents; their tokens stay on disk until they are asked for."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.chat.supervision import answer_spans
 from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.turns import text_spans
 from sft.data.build.chunk import DOCUMENT_FIELDS, ChunkFile
+from sft.data.documents import TurnStarts
 
 _OPEN_CHUNKS = 64
 
@@ -76,31 +78,39 @@ class Corpus:
         first = int(self.first_documents[conversation])
         following = self.first_documents[conversation + 1 : conversation + 2]
         stop = int(following[0]) if len(following) else len(self)
-        return [text for number in range(first, stop) for text in self._turns(number, tokenizer)]
+        spelt: list[str] = []
+        for number in range(first, stop):
+            ids, spans = self._texts(number, tokenizer)
+            spelt += [tokenizer.spell(ids[a:b]).decode("utf-8", "replace") for a, b in spans[1:]]
+        lead = tokenizer.format.turn_lead
+        return [text.removeprefix(lead) for text in spelt]
 
     def opening(self, conversation: int, num_tokens: int, tokenizer: ChatTokenizer) -> str:
         """The start of the first question."""
-        ids = self._ids(int(self.first_documents[conversation]))
-        tags = np.flatnonzero(tokenizer.is_control[ids])
-        start, stop = int(tags[1]) + 1, int(tags[2])
-        return tokenizer.spell(ids[start : min(stop, start + num_tokens)]).decode("utf-8", "replace")
+        ids, spans = self._texts(int(self.first_documents[conversation]), tokenizer)
+        start, stop = spans[1]
+        spelt = tokenizer.spell(ids[start : min(stop, start + num_tokens)]).decode("utf-8", "replace")
+        return spelt.removeprefix(tokenizer.format.turn_lead)
 
-    def _turns(self, document: int, tokenizer: ChatTokenizer) -> list[str]:
-        ids = self._ids(document)
-        tags = np.flatnonzero(tokenizer.is_control[ids])
-        spans = answer_spans(ids, tokenizer)
-        # Every answer follows its question, which begins behind the tag before the answer's.
-        questions = [(int(tags[np.searchsorted(tags, start - 1) - 1]) + 1, start - 1) for start, _ in spans]
-        pairs = zip(questions, spans, strict=True)
-        return [tokenizer.spell(ids[a:b]).decode("utf-8", "replace") for pair in pairs for a, b in pair]
+    def turn_starts(self, kept: NDArray[np.bool_]) -> TurnStarts:
+        """Where the texts of these documents begin."""
+        counts = self.records["num_texts"]
+        parts: list[NDArray[np.uint16]] = [np.zeros(0, np.uint16)]
+        for chunk, (first, stop) in zip(self.chunks, itertools.pairwise(self.chunk_ends.tolist()), strict=True):
+            parts.append(chunk.turn_starts()[np.repeat(kept[first:stop], counts[first:stop])])
+        return TurnStarts(np.concatenate(parts), np.append(0, np.cumsum(counts[kept], dtype=np.int64)))
 
-    def _ids(self, document: int) -> NDArray[Any]:
+    def _texts(self, document: int, tokenizer: ChatTokenizer) -> tuple[NDArray[Any], list[tuple[int, int]]]:
+        """A document's ids, and where each of its texts lies."""
         number = int(np.searchsorted(self.chunk_ends, document, side="right")) - 1
-        ends, ids = self._tokens(number)
+        ends, ids, turn_ends, turn_starts = self._tokens(number)
         local = document - int(self.chunk_ends[number])
-        return ids[ends[local] : ends[local + 1]]
+        mine = ids[ends[local] : ends[local + 1]]
+        return mine, text_spans(mine, turn_starts[turn_ends[local] : turn_ends[local + 1]], tokenizer)
 
     @lru_cache(maxsize=_OPEN_CHUNKS)  # noqa: B019 - a corpus lives as long as its build
-    def _tokens(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Where each document of a chunk starts, and the chunk's ids."""
-        return self.token_ends(number), self.chunks[number].ids()
+    def _tokens(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64], NDArray[np.uint16]]:
+        """Where each document of a chunk starts, the chunk's ids, and the same of its turn starts."""
+        counts = self.records["num_texts"][self.chunk_ends[number] : self.chunk_ends[number + 1]]
+        turn_ends, chunk = np.append(0, np.cumsum(counts, dtype=np.int64)), self.chunks[number]
+        return self.token_ends(number), chunk.ids(), turn_ends, chunk.turn_starts()

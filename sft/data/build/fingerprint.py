@@ -46,7 +46,7 @@ _DECIDES_BYTES = (
 _ONLY_FETCHES = ("fetch.py", "hub.py", "lockfile.py")
 # What a chunk's documents depend on; everything else is decided for the corpus as a whole.
 _SETTINGS_OF_CHUNKS = (
-    *("seq_len", "seed", "system", "supervise", "end_token", "evaluation_ngram_words", "max_row_bytes"),
+    *("seq_len", "seed", "system", "format", "supervise", "end_token", "evaluation_ngram_words", "max_row_bytes"),
 )
 _SOURCE_OF_CHUNKS = (
     *("system", "too_long", "switches", "repair", "language", "min_answer_characters", "max_characters"),

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation, Drop
-from sft.chat.encode import CARD_SYSTEM_PROMPT, Encoded, Layout, encode
+from sft.chat.encode import Encoded, Layout, encode
+from sft.chat.formats.registry import format_named
 from sft.chat.supervision import first_violations
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config.data import BuildConfig, SourceConfig
@@ -131,6 +132,7 @@ class Worker:
             documents=_completed(records, ids, loss_mask),
             ids=ids,
             loss_mask=loss_mask,
+            turn_starts=_concatenate([document.turn_starts for document in documents], np.uint16),
             bands=signatures([[message.text for message in item.messages] for item in signed]),
         )
 
@@ -179,7 +181,8 @@ class Worker:
                     rejected.append(Rejected(row, number, drop.reason, _shown(drop.detail, source), text))
                 elif isinstance(piece, Encoded):
                     first, length = piece.first_exchange, len(piece.ids)
-                    records.append((row, number, first, same, group, 0, length, 0, piece.truncated))
+                    num_texts = len(piece.turn_starts)
+                    records.append((row, number, first, same, group, 0, length, 0, num_texts, piece.truncated))
                     documents.append(piece)
             if self._signs and len(documents) > before:
                 signed.append(conversation)
@@ -191,7 +194,7 @@ class Worker:
 
 def load_tokenizer(config: BuildConfig) -> ChatTokenizer:
     """The tokenizer of a build, with the backend that it asks for."""
-    tokenizer = ChatTokenizer.load(config.tokenizer)
+    tokenizer = ChatTokenizer.load(config.tokenizer, format_named(config.format))
     if config.tokenizer_backend == "fastokens":
         tokenizer.use_fast(config.tokenizer_check_share)
     return tokenizer
@@ -209,10 +212,8 @@ def layout(config: BuildConfig, source: SourceConfig) -> Layout:
 
 def system_text(config: BuildConfig, source: SourceConfig, conversation: Conversation) -> str:
     """The system text of a conversation: the mixture's wish, else its own, else the recipe's."""
-    if config.system == "card":
-        return CARD_SYSTEM_PROMPT
     text = source.system if conversation.system is None else conversation.system
-    return CARD_SYSTEM_PROMPT if text == "card" else text
+    return format_named(config.format).default_system if "card" in (config.system, text) else text
 
 
 def needs_signatures(config: BuildConfig) -> bool:

@@ -64,6 +64,7 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
     manifest = BuildManifest(
         **{**vars(inputs.facts), "sources": sources},
         inputs_digest=inputs.digest,
+        format=inputs.config.format,
         seq_len=inputs.config.seq_len,
         splits=splits,
     )
@@ -197,7 +198,7 @@ def _copy(
 
 
 def _table(inputs: Inputs, corpus: Corpus, selection: Selection, kept: NDArray[np.bool_]) -> DocumentTable:
-    columns = {name: corpus.records[name][kept] for name in corpus.records.dtype.names or ()}
+    columns = {name: corpus.records[name][kept] for name in corpus.records.dtype.names or () if name != "num_texts"}
     return DocumentTable(
         tuple(inputs.source_names),
         tuple(inputs.file_names),
@@ -205,6 +206,7 @@ def _table(inputs: Inputs, corpus: Corpus, selection: Selection, kept: NDArray[n
         corpus.file[kept],
         uses=selection.uses[kept],
         held_out=selection.held_out[kept],
+        turn_starts=corpus.turn_starts(kept),
         **columns,
     )
 

@@ -3,6 +3,7 @@
 D = documents asked for, P = documents as they are placed in packs, repeats included.
 """
 
+import bisect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.chat.roles import role_tags
+from sft.chat.roles import role_of
 from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.turns import marker_begins
 from sft.data.build.corpus import RowId
 from sft.data.manifest import RawFile
 from sft.data.shards import Pack, Shards
@@ -84,14 +86,13 @@ def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: in
         raise ConfigError(f"token {token} is padding or outside", hint=f"the pack's documents are tokens 0 to {last}")
     [(doc_id, place)] = holding
     ids, here = pack.input_ids_T[place], token - place.start
-    roles = role_tags(tokenizer)
-    tags = [token_id for token_id in ids[: here + 1].tolist() if token_id in roles]
-    exchanges = tags.count(tokenizer.user_id)
+    begins = marker_begins(shards.turn_starts(doc_id, ids, tokenizer), tokenizer)
+    text = max(0, bisect.bisect_right(begins, here) - 1)
     return TokenOrigin(
         doc_id=doc_id,
         token_id=int(ids[here]),
-        role=roles[tags[-1]] if tags else "nobody",
-        exchange=int(shards.documents.first_turn[doc_id]) + exchanges - 1 if exchanges else None,
+        role=role_of(text),
+        exchange=int(shards.documents.first_turn[doc_id]) + (text - 1) // 2 if text else None,
         is_control=bool(tokenizer.is_control[ids[here]]),
         has_loss=bool(pack.loss_mask_T[token]),
         before=tokenizer.spell(ids[max(0, here - WINDOW_TOKENS) : here]),

@@ -5,7 +5,7 @@ Text of rows is shown with its control characters spelled out, so that it cannot
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def overview(folder: Path, console: Console) -> None:
 def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
     """Print one pack, document by document: roles in colour, tokens with loss underlined."""
     shards = Shards.open(folder, check_hashes=False)
-    tokenizer = ChatTokenizer.load(shards.tokenizer_path)
+    tokenizer = shards.load_tokenizer()
     pack = _pack(shards, split, index)
     console.print(
         f"[bold]{split} pack {index}[/]: {len(pack.doc_ids_D)} documents, "
@@ -72,13 +72,15 @@ def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
     for number, (doc_id, place) in enumerate(pack.documents()):
         title = f"{number}: {_origin(shards, doc_id)}, tokens {place.start}–{place.stop - 1}"
         console.rule(Text(visible(title)), align="left")
-        console.print(Text.assemble(*_coloured(pack.input_ids_T[place], pack.loss_mask_T[place], tokenizer)))
+        ids_T = pack.input_ids_T[place]
+        named = roles(ids_T, shards.turn_starts(doc_id, ids_T, tokenizer), tokenizer)
+        console.print(Text.assemble(*_coloured(ids_T, pack.loss_mask_T[place], named, tokenizer)))
 
 
 def trace(folder: Path, split: str, index: int, token: int, console: Console, sources_dir: Path | None = None) -> None:
     """Print the turn and the raw row from which a token of a pack came; the row itself if the raw files are given."""
     shards = Shards.open(folder, check_hashes=False)
-    tokenizer = ChatTokenizer.load(shards.tokenizer_path)
+    tokenizer = shards.load_tokenizer()
     origin = token_origin(shards, tokenizer, _pack(shards, split, index), token)
     place, digest = place_of(shards, origin.doc_id), int(shards.documents.digest[origin.doc_id])
     raw = raw_row(shards, place, sources_dir) if sources_dir is not None else None
@@ -233,9 +235,10 @@ def _origin(shards: Shards, doc_id: int) -> str:
     return f"{source}: {file}, row {table.row[doc_id]}{piece}"
 
 
-def _coloured(ids: np.ndarray, mask: np.ndarray, tokenizer: ChatTokenizer) -> Iterator[tuple[str, str]]:
+def _coloured(
+    ids: np.ndarray, mask: np.ndarray, named: Sequence[str], tokenizer: ChatTokenizer
+) -> Iterator[tuple[str, str]]:
     """Runs of tokens of one role and one mask value, as (text, style)."""
-    named = list(roles(ids.tolist(), tokenizer))
     edges = [0, *(i for i in range(1, len(ids)) if (named[i], mask[i]) != (named[i - 1], mask[i - 1])), len(ids)]
     for start, end in itertools.pairwise(edges):
         style = ROLE_STYLES[named[start]] + (" underline" if mask[start] else "")

@@ -1,6 +1,7 @@
 """The difference between two builds in the terminal, with rows as examples, and as JSON."""
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sft.chat.tokenizer import END, TAGS, ChatTokenizer
+from sft.chat.formats.base import END
+from sft.chat.turns import marker_begins
 from sft.data.inspect.diff import Conversations, Diff, SourceDiff, diff, summary
 from sft.data.inspect.lineage import place_of, spans
 from sft.data.inspect.show import cell, one_line, print_line, share_with_loss
@@ -57,30 +60,42 @@ class _Texts:
 
     def __init__(self, shards: Shards, rows: Conversations, chosen: Iterable[int], *, with_ends: bool) -> None:
         self._rows, self._with_ends = rows, with_ends
-        self._tokenizer = ChatTokenizer.load(shards.tokenizer_path)
+        self._shards, self._tokenizer = shards, shards.load_tokenizer()
         self._splits: dict[str, Split] = {name: shards.split(name) for name in shards.manifest.splits}
         doc_ids = [doc_id for row in chosen for doc_id in self._documents(row)]
         self._spans = {span.doc_id: span for span in spans(shards, np.array(doc_ids, np.int64))}
 
-    def text(self, row: int) -> str:
-        """The text of a row's documents."""
-        text = "".join(map(self._text, self._documents(row)))
-        return text if self._with_ends else text.replace(END, "")
+    def opening(self, row: int) -> str:
+        """The text of a row's documents from its first question on."""
+        first, *others = self._documents(row)
+        ids, starts = self._tokens(first)
+        return "".join([self._spelt(ids[starts[1] :]), *(self._spelt(self._tokens(other)[0]) for other in others)])
 
     def lines(self, row: int) -> list[str]:
-        """The text of a row's documents, a new line before every tag."""
-        text = self.text(row)
-        for tag in TAGS:
-            text = text.replace(tag, f"\n{tag}")
-        return text.removeprefix("\n").split("\n")
+        """The text of a row's documents, a new line before every marker."""
+        return [line for doc_id in self._documents(row) for text in self._texts(doc_id) for line in text.split("\n")]
+
+    def _texts(self, doc_id: int) -> Iterator[str]:
+        """The texts of a document, each with the marker before it."""
+        ids, starts = self._tokens(doc_id)
+        edges = [0, *marker_begins(starts, self._tokenizer)[1:], len(ids)]
+        return (self._spelt(ids[begin:stop]) for begin, stop in itertools.pairwise(edges))
 
     def _documents(self, row: int) -> range:
         first = int(self._rows.first_document_N[row])
         return range(first, first + int(self._rows.counts_N5[row, 2]))
 
-    def _text(self, doc_id: int) -> str:
+    def _tokens(self, doc_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """A document's ids, without its end if that is to be left out, and where its texts begin."""
         span = self._spans[doc_id]
-        return self._tokenizer.decode([self._splits[span.split][span.pack].input_ids_T[span.start : span.stop]])[0]
+        ids_T = self._splits[span.split][span.pack].input_ids_T[span.start : span.stop]
+        starts = self._shards.turn_starts(doc_id, ids_T, self._tokenizer)
+        end = self._tokenizer.markers[END].ids
+        is_ended = len(end) > 0 and np.array_equal(ids_T[-len(end) :], end)
+        return ids_T[: len(ids_T) - len(end)] if is_ended and not self._with_ends else ids_T, starts
+
+    def _spelt(self, ids_T: NDArray[Any]) -> str:
+        return self._tokenizer.decode([ids_T])[0]
 
 
 def _examples(result: Diff, item: SourceDiff, count: int) -> dict[str, list[Example]]:
@@ -139,7 +154,7 @@ def _single(
         "reason": record.get("reason"),
         "detail": record.get("detail"),
         "same_turns": _place(other, other_rows, twins[0]) if twins else None,
-        "text": texts.text(row).partition(TAGS[1])[2][:LINE_CHARACTERS],
+        "text": texts.opening(row)[:LINE_CHARACTERS],
     }
 
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from sft.chat.encode import Layout
 from sft.chat.supervision import DocumentBatch, structure_violations
 from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.turns import Turns
 from sft.console.progress import progress
 from sft.data.digests import content_digests
 from sft.data.manifest import SourceFacts, SplitFacts, TokenizerFacts
-from sft.data.shards import Pack, Shards, Split
+from sft.data.shards import SCHEMA_VERSION, Pack, Shards, Split
 from sft.errors import DataError, listed
 from sft.storage.manifest import damaged_files, refuse_damaged
 
@@ -29,7 +30,7 @@ def verify(folder: Path) -> str:
     """
     shards = Shards.open(folder)
     refuse_damaged(folder, damaged_files(folder, shards.manifest.files))
-    tokenizer = ChatTokenizer.load(shards.tokenizer_path)
+    tokenizer = shards.load_tokenizer()
     table = shards.documents
     uses = np.zeros(len(table), np.int64)
     violations = list(_manifest_problems(shards, tokenizer))
@@ -57,6 +58,8 @@ def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str
     table, manifest = shards.documents, shards.manifest
     if manifest.tokenizer != TokenizerFacts(tokenizer.sha256, tokenizer.num_ids):
         yield "tokenizer.json is not the tokenizer of the manifest"
+    if manifest.schema_version == SCHEMA_VERSION and table.turn_starts is None:
+        yield "the document table does not say where turns start"
     reasons = Counter((item["source"], item["reason"]) for item in shards.quarantine())
     for number, name in enumerate(table.sources):
         facts, mine = manifest.sources[name], table.source == number
@@ -146,6 +149,7 @@ def _document_problems(
         np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]),
         np.cumsum(lengths),
         table.truncated[ids],
+        None if table.turn_starts is None else Turns.of(table.turn_starts.of(ids), np.cumsum(lengths)),
     )
     counts = batch.count(batch.loss_mask_T)
     for number in np.flatnonzero((lengths != table.num_tokens[ids]) | (counts != table.num_supervised[ids])).tolist():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sft.chat.formats.registry import format_named
 from sft.data.manifest import BuildManifest, SourceFacts, SplitFacts
 from sft.data.report.licenses import SourceLicense, consequences, source_licenses
 
@@ -32,7 +33,8 @@ def _lines(manifest: BuildManifest) -> Iterator[str]:
     yield from ("", "## Sources", "", *_table(SOURCE_HEADS, map(_source_row, sources.items())))
     yield from ("", "## What was dropped", "", *_dropped(sources), "")
     yield "`quarantine.jsonl` names every one of these rows with its reason."
-    yield from ("", "## Text", "", "`<|SYSTEM|>…<|USER|>…<|ASSISTANT|>…`, nothing between tags and text;")
+    sketch = format_named(manifest.format).sketch
+    yield from ("", "## Text", "", f"`{sketch}`, nothing between tags and text;")
     ends = "each" if settings["end_token"] else "no"
     yield f"loss on {_supervision(settings)}; {ends} document ends with an end token."
     licenses = source_licenses(sources)

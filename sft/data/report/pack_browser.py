@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.chat.roles import role_tags, roles
+from sft.chat.roles import roles
 from sft.chat.tokenizer import ChatTokenizer
+from sft.chat.turns import marker_begins
 from sft.data.shards import Pack, Shards, Split
 
 MAX_BYTES = 1_200_000
@@ -73,8 +74,7 @@ class PackTexts:
     """Spells packs out."""
 
     def __init__(self, shards: Shards, tokenizer: ChatTokenizer, packs: Iterable[Pack]) -> None:
-        self._table, self._tokenizer = shards.documents, tokenizer
-        self._tags = role_tags(tokenizer)
+        self._shards, self._table, self._tokenizer = shards, shards.documents, tokenizer
         ids = np.unique(np.concatenate([np.zeros(0, np.int64), *(pack.input_ids_T for pack in packs)])).tolist()
         self._spelling: dict[int, str] = dict(zip(ids, tokenizer.decode([[token_id] for token_id in ids]), strict=True))
         self._visible = {token_id: visible(text) for token_id, text in self._spelling.items()}
@@ -99,15 +99,16 @@ class PackTexts:
             "truncated": bool(table.truncated[doc_id]),
             "tokens": len(mask_T),
             "supervised": int(np.count_nonzero(mask_T)),
-            "runs": list(self._runs(pack.input_ids_T[place].tolist(), mask_T.tolist())),
+            "runs": list(self._runs(doc_id, pack.input_ids_T[place], mask_T.tolist())),
         }
 
-    def _runs(self, ids: Sequence[int], mask: Sequence[int]) -> Iterator[str]:
+    def _runs(self, doc_id: int, ids_T: NDArray[Any], mask: Sequence[int]) -> Iterator[str]:
         """Runs of tokens of one role and mask value: the role's first letter, a capital with loss, and the tokens."""
-        letters = (
-            _TAG if token_id in self._tags else role[0]
-            for token_id, role in zip(ids, roles(ids, self._tokenizer), strict=True)
-        )
+        starts = self._shards.turn_starts(doc_id, ids_T, self._tokenizer)
+        letters = [role[0] for role in roles(ids_T, starts, self._tokenizer)]
+        for begin, start in zip(marker_begins(starts, self._tokenizer), starts.tolist(), strict=True):
+            letters[begin:start] = _TAG * (start - begin)
+        ids = ids_T.tolist()
         kinds = (letter.upper() if loss else letter for letter, loss in zip(letters, mask, strict=True))
         for kind, members in itertools.groupby(zip(kinds, ids, strict=True), key=lambda item: item[0]):
             yield kind + self._spelled([token_id for _, token_id in members])

@@ -57,7 +57,7 @@ class TorchEngine:
         with as_peer_errors():
             with self.autocast():
                 sums = named_sums(self._objective, batch, self._device, noise_alpha=alpha, width=width)
-            torch.autograd.backward(sums[LOSS] * (self._step_state.gradient_scale / num_supervised))
+            (sums[LOSS] * (self._step_state.gradient_scale / num_supervised)).backward()  # type: ignore[no-untyped-call]
         self._step_state.add(sums)
 
     def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.chat.conversation import Conversation, Drop, Message, Reason
-from sft.chat.encode import CARD_SYSTEM_PROMPT, Encoded, Layout, encode, encode_prompt
+from sft.chat.encode import Encoded, Layout, encode, encode_prompt
+from sft.chat.formats.stablelm import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ChatTokenizer
 
 GOLDEN = sorted((Path(__file__).parents[2] / "golden" / "template").glob("*.txt"))
@@ -128,7 +129,7 @@ def test_pieces_are_as_few_as_can_be(talk: Conversation, layout: Layout, letters
     for first, second in itertools.pairwise(pieces):
         if isinstance(first, Encoded) and isinstance(second, Encoded) and not (first.truncated or second.truncated):
             (answer,) = letters.encode([second.answers[0]])
-            question_ends = second.ids.tolist().index(letters.assistant_id) + 1
+            question_ends = second.ids.tolist().index(letters.id_of("<|ASSISTANT|>")) + 1
             next_exchange = (question_ends - len("<S")) + len(answer)
             assert len(first.ids) + next_exchange > layout.seq_len
 

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from sft.chat.conversation import Conversation, Message
 from sft.chat.encode import Encoded, Layout, encode, encode_prompt
-from sft.chat.supervision import answer_spans, first_violations
-from sft.chat.tokenizer import END, PADDING, TAGS, ChatTokenizer
+from sft.chat.formats.stablelm import END, PADDING, TAGS
+from sft.chat.supervision import first_violations
+from sft.chat.tokenizer import ChatTokenizer
+from tests.support.turns import answer_spans
 
 TAG_TEXTS = (END, PADDING, *TAGS)
 PIECES = ["<", "|", ">", "<|", "|>", "<|US", "ER|>", "USER", "ASSISTANT", "SYSTEM", "endoftext", "<|<|USER|>|>"]
@@ -55,11 +57,11 @@ def check(system: str, exchanges: list[tuple[str, str]], tokenizer: ChatTokenize
     messages = [Message(*turn) for user, answer in exchanges for turn in (("user", user), ("assistant", answer))]
     ((document,),) = encode([Conversation(tuple(messages))], [system], tokenizer, layout)
     assert isinstance(document, Encoded)
-    wanted = [tokenizer.system_id]
+    wanted = [tokenizer.id_of("<|SYSTEM|>")]
     placed = {0}
     for text, tag in zip(
         [system, *(message.text for message in messages)],
-        [*[tokenizer.user_id, tokenizer.assistant_id] * len(exchanges), tokenizer.end_id],
+        [*[tokenizer.id_of("<|USER|>"), tokenizer.id_of("<|ASSISTANT|>")] * len(exchanges), tokenizer.end_id],
         strict=True,
     ):
         wanted += tokenizer.encode([text])[0]
@@ -100,6 +102,6 @@ def test_every_hostile_piece_alone_is_only_text(text: str, tokenizer: ChatTokeni
 def test_no_prompt_opens_a_turn_that_it_does_not_have(texts: list[str], tokenizer: ChatTokenizer) -> None:
     messages = [Message("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
     ids = encode_prompt(messages, texts[0], tokenizer)
-    tags = [tokenizer.assistant_id if number % 2 else tokenizer.user_id for number in range(len(texts))]
+    tags = [tokenizer.id_of(TAGS[2 if number % 2 else 1]) for number in range(len(texts))]
     controls = [token_id for token_id in ids if token_id in tokenizer.control_ids]
-    assert controls == [tokenizer.system_id, *tags, tokenizer.assistant_id]
+    assert controls == [tokenizer.id_of("<|SYSTEM|>"), *tags, tokenizer.id_of("<|ASSISTANT|>")]

@@ -3,14 +3,16 @@
 import random
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sft.chat.conversation import Conversation, Message
 from sft.chat.encode import Encoded, Layout, encode
+from sft.chat.formats.stablelm import END, PADDING, TAGS
 from sft.chat.supervision import first_violations
-from sft.chat.tokenizer import END, PADDING, TAGS, ChatTokenizer
+from sft.chat.tokenizer import ChatTokenizer
 
 NUM_TEXTS, TEXTS_PER_BATCH = 10_000, 2_000
 PIECES = (
@@ -56,8 +58,8 @@ def conversations(seed: int, num_texts: int) -> list[Conversation]:
 
 
 def expected_controls(conversation: Conversation, tokenizer: ChatTokenizer, layout: Layout) -> list[int]:
-    turns = [tokenizer.user_id, tokenizer.assistant_id] * (len(conversation.messages) // 2)
-    return [tokenizer.system_id, *turns, *([tokenizer.end_id] if layout.end_token else [])]
+    turns = [tokenizer.id_of("<|USER|>"), tokenizer.id_of("<|ASSISTANT|>")] * (len(conversation.messages) // 2)
+    return [tokenizer.id_of("<|SYSTEM|>"), *turns, *([tokenizer.end_id] if layout.end_token else [])]
 
 
 def texts_between_controls(document: Encoded, tokenizer: ChatTokenizer) -> list[bytes]:
@@ -100,11 +102,11 @@ def test_the_proof_finds_each_forged_document_among_thousands(tokenizer: ChatTok
     for number in forged:
         ids, mask = documents[number].ids.copy(), documents[number].loss_mask.copy()
         if number % 3 == 0:
-            ids[-2] = tokenizer.user_id  # in the last answer
+            ids[-2] = tokenizer.id_of("<|USER|>")  # in the last answer
         elif number % 3 == 1:
-            ids[2] = tokenizer.assistant_id  # in the first question, which stands behind two tags
+            ids[2] = tokenizer.id_of("<|ASSISTANT|>")  # in the first question, which stands behind two tags
         else:
             mask[2] = 1
-        documents[number] = Encoded(ids, mask, documents[number].answers)
+        documents[number] = replace(documents[number], ids=ids, loss_mask=mask)
     verdicts = first_violations(documents, tokenizer, layout)
     assert [number for number, verdict in enumerate(verdicts) if verdict is not None] == forged

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.chat.fast_tokenizer import PROBES, Encode, FastTokenizer, Flat, check_sample, compare
-from sft.chat.tokenizer import TAGS, ChatTokenizer
+from sft.chat.formats.stablelm import TAGS
+from sft.chat.tokenizer import ChatTokenizer
 from sft.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation, Drop, Message, Reason
 from sft.chat.encode import Encoded, Layout, encode
-from sft.chat.supervision import DocumentBatch, answer_spans, expected_mask, first_violations, structure_violations
+from sft.chat.supervision import DocumentBatch, expected_mask, first_violations, structure_violations
 from sft.chat.tokenizer import ChatTokenizer
+from tests.support.turns import answer_spans
 
 TALKS = {
     "one exchange": ("How many apples?", "Four apples are left."),

@@ -13,8 +13,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
 from sft.chat import tokenizer as tokenizer_module
-from sft.chat.encode import CARD_SYSTEM_PROMPT
-from sft.chat.tokenizer import ASSISTANT, END, NEOX_20B_IDS, PADDING, SYSTEM, TAGS, USER, ChatTokenizer, train_tokenizer
+from sft.chat.formats.stablelm import ASSISTANT, CARD_SYSTEM_PROMPT, END, NEOX_20B_IDS, PADDING, SYSTEM, TAGS, USER
+from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
 from sft.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sft.data import shards
-from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
+from sft.data.documents import DOCUMENTS, DocumentTable, TurnStarts, write_documents
 from sft.data.manifest import SplitFacts
 from sft.data.shards import KIND, QUARANTINE, SCHEMA_VERSION, Pack, Shards, Split, shard_name, token_type, write_shard
 from sft.errors import ConfigError, DataError
@@ -89,6 +89,7 @@ def documents(count: int) -> DocumentTable:
         truncated=rng.random(count) < 0.5,
         uses=rng.integers(1, 2**16, count),
         held_out=rng.random(count) < 0.5,
+        turn_starts=TurnStarts(rng.integers(0, 2**16, 3 * count), 3 * np.arange(count + 1)),
     )
 
 
@@ -159,8 +160,10 @@ def test_the_document_table_reads_back_equal(count: int, tmp_path: Path) -> None
     assert len(found) == count
     assert (found.sources, found.files) == (table.sources, table.files)
     columns = [field.name for field in dataclasses.fields(DocumentTable) if field.name not in ("sources", "files")]
-    assert len(columns) == 13
-    for name in columns:
+    assert len(columns) == 14
+    for name in ("starts", "ends"):
+        assert getattr(found.turn_starts, name).tolist() == getattr(table.turn_starts, name).tolist()
+    for name in set(columns) - {"turn_starts"}:
         assert getattr(found, name).tolist() == getattr(table, name).tolist(), name
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from sft.chat.tokenizer import END, PADDING, ChatTokenizer
+from sft.chat.formats.stablelm import END, PADDING
+from sft.chat.tokenizer import ChatTokenizer
 from sft.config.model import InitConfig, ModelConfig
 from sft.config.train import TrainConfig
 from sft.model.hf_folder import write_folder

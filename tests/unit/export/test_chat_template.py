@@ -5,9 +5,10 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from sft.chat.formats.stablelm import STABLELM
 from sft.chat.tokenizer import ChatTokenizer
 from sft.errors import DataError
-from sft.export.chat_template import chat_template, verify_template
+from sft.export.chat_template import verify_template
 
 Chat = Sequence[dict[str, str]]
 
@@ -23,7 +24,9 @@ def rendered(chat: Chat, *, ask: bool = False, default: str = "d") -> str:
     # The environment in which transformers renders templates.
     environment: Any = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
-    text: str = environment.from_string(chat_template(default)).render(messages=chat, add_generation_prompt=ask)
+    text: str = environment.from_string(STABLELM.chat_template(default)).render(
+        messages=chat, add_generation_prompt=ask
+    )
     return text
 
 

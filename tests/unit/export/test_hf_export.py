@@ -17,8 +17,10 @@ from transformers import (
 )
 
 from sft.chat.conversation import Message
-from sft.chat.encode import CARD_SYSTEM_PROMPT, encode_prompt
-from sft.chat.tokenizer import TAGS, ChatTokenizer
+from sft.chat.encode import encode_prompt
+from sft.chat.formats.base import ChatFormat
+from sft.chat.formats.stablelm import CARD_SYSTEM_PROMPT, TAGS
+from sft.chat.tokenizer import ChatTokenizer
 from sft.config.inference import ExportConfig
 from sft.config.inference import GenerationConfig as OurGeneration
 from sft.errors import ConfigError, DataError, StorageError
@@ -68,9 +70,9 @@ def test_transformers_tokenizes_text_as_training_did(exported: Path, tokenizer: 
 def test_transformers_knows_the_control_tokens(exported: Path, tokenizer: ChatTokenizer) -> None:
     theirs = AutoTokenizer.from_pretrained(exported)
     assert theirs.encode("<|SYSTEM|><|USER|><|ASSISTANT|>") == [
-        tokenizer.system_id,
-        tokenizer.user_id,
-        tokenizer.assistant_id,
+        tokenizer.id_of("<|SYSTEM|>"),
+        tokenizer.id_of("<|USER|>"),
+        tokenizer.id_of("<|ASSISTANT|>"),
     ]
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (tokenizer.end_id,) * 3
     assert theirs.pad_token_id == tokenizer.pad_id
@@ -100,7 +102,7 @@ def test_chats_without_system_text_get_the_configured_one(
 def test_generation_stops_at_the_five_ids_of_the_card(exported: Path, tokenizer: ChatTokenizer) -> None:
     settings = GenerationConfig.from_pretrained(exported)
     user, assistant, system, pad, end = settings.eos_token_id
-    assert (user, assistant, system) == (tokenizer.user_id, tokenizer.assistant_id, tokenizer.system_id)
+    assert [system, user, assistant] == [tokenizer.id_of(tag) for tag in TAGS]
     assert (pad, end) == (1, 0)
     assert (settings.bos_token_id, settings.pad_token_id) == (0, 1)
     config = json.loads((exported / "config.json").read_text())
@@ -202,13 +204,15 @@ def test_a_folder_without_manifest_can_be_exported(exported: Path, tmp_path: Pat
 
 
 def spoil_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = module.chat_template
-    monkeypatch.setattr(module, "chat_template", lambda system: original(system).replace("<|USER|>'", "<|USER|> '"))
+    original = ChatFormat.chat_template
+    monkeypatch.setattr(
+        ChatFormat, "chat_template", lambda own, system: original(own, system).replace("<|USER|>'", "<|USER|> '")
+    )
 
 
 def spoil_default_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = module.chat_template
-    monkeypatch.setattr(module, "chat_template", lambda system: original(system.rstrip()))
+    original = ChatFormat.chat_template
+    monkeypatch.setattr(ChatFormat, "chat_template", lambda own, system: original(own, system.rstrip()))
 
 
 def spoil_rotary_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def result(
         documents=documents,
         ids=ids,
         loss_mask=rng.integers(0, 2, sum(lengths), np.uint8),
+        turn_starts=rng.integers(0, 2**16, 2 * len(lengths), np.uint16),
         bands=rng.integers(0, 2**64, (num_signed, NUM_BANDS), np.uint64),
     )
 

@@ -44,6 +44,7 @@ def result(
         documents=documents,
         ids=np.zeros(0, np.uint16),
         loss_mask=np.zeros(0, np.uint8),
+        turn_starts=np.zeros(0, np.uint16),
         bands=np.zeros((0, NUM_BANDS), np.uint64),
     )
 

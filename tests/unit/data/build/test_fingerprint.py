@@ -63,7 +63,7 @@ def other_value(owner: type[Any], name: str, value: Any) -> Any:
     """Another value that the setting may have."""
     hint = get_type_hints(owner)[name]
     if get_origin(hint) is Literal:
-        return next(choice for choice in get_args(hint) if choice != value)
+        return next((choice for choice in get_args(hint) if choice != value), "another that comes later")
     kinds = {type(None): "en" if str in get_args(hint) else 7, dict: {"loud": True}}
     simple = {bool: lambda: not value, int: lambda: value + 1, float: lambda: value / 2, str: lambda: f"{value}x"}
     if isinstance(value, tuple):

@@ -32,6 +32,7 @@ def result(chunk: Chunk, checked_share: float = 1.0) -> ChunkResult:
         np.zeros(0, DOCUMENT_FIELDS),
         empty,
         empty.astype(np.uint8),
+        empty,
         bands,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sft.chat.conversation import Conversation, Message, Reason
-from sft.chat.encode import CARD_SYSTEM_PROMPT
+from sft.chat.formats.stablelm import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config.data import BuildConfig
 from sft.data.build.chunk import DOCUMENT_FIELDS, Chunk, ChunkResult
@@ -112,7 +112,7 @@ def test_documents_lie_end_to_end_in_row_order(run: Callable[..., ChunkResult], 
     order = result.documents[["row", "piece"]].tolist()
     assert order == sorted(order)
     starts = ends - result.documents["num_tokens"]
-    assert (result.ids[starts] == tokenizer.system_id).all()
+    assert (result.ids[starts] == tokenizer.id_of("<|SYSTEM|>")).all()
     assert (result.ids[ends - 1] == tokenizer.end_id).all()
     sums = [int(result.loss_mask[a:b].sum()) for a, b in zip(starts, ends, strict=True)]
     assert sums == result.documents["num_supervised"].tolist()

@@ -155,7 +155,7 @@ def test_a_token_is_shown_marked_in_the_text_around_it(folder: Path, console: Co
     first_answer = int((shards.split("train")[0].loss_mask_T[place] == 1).argmax())
     trace(folder, "train", 0, first_answer - 1, console)
     shown = text(console)
-    assert f"'<|ASSISTANT|>' (id {tokenizer.assistant_id}), control token, without loss" in shown
+    assert f"'<|ASSISTANT|>' (id {tokenizer.id_of('<|ASSISTANT|>')}), control token, without loss" in shown
     assert "»<|ASSISTANT|>«" in shown
     assert "assistant, exchange 0 of its conversation" in shown
 

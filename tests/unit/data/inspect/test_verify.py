@@ -95,7 +95,7 @@ def move_mask(packs: list[Pack], _: ChatTokenizer) -> None:
 
 
 def put_tag_into_text(packs: list[Pack], tokenizer: ChatTokenizer) -> None:
-    packs[0].input_ids_T[2] = tokenizer.user_id
+    packs[0].input_ids_T[2] = tokenizer.id_of("<|USER|>")
 
 
 def remove_end(packs: list[Pack], _: ChatTokenizer) -> None:

@@ -70,13 +70,15 @@ def test_control_characters_are_shown_and_do_nothing(text: str, shown: str) -> N
 
 def spelled(tokenizer: ChatTokenizer, question: str, answer: str) -> dict[str, Any]:
     asked, answered = tokenizer.encode([question, answer])
-    head = [tokenizer.system_id, tokenizer.user_id, *asked, tokenizer.assistant_id]
+    head = [tokenizer.id_of("<|SYSTEM|>"), tokenizer.id_of("<|USER|>"), *asked, tokenizer.id_of("<|ASSISTANT|>")]
     ids = np.array([*head, *answered, tokenizer.end_id, tokenizer.pad_id])
     mask = (np.arange(len(ids)) >= len(head)) & (np.arange(len(ids)) < len(ids) - 1)
     pack = Pack(ids, mask.astype(np.uint8), np.array([len(ids) - 1]), np.array([0]), int(mask.sum()))
     column = np.array([3])
     names = ("source", "file", "row", "piece", "first_turn", "uses", "truncated")
-    shards = SimpleNamespace(documents=SimpleNamespace(**dict.fromkeys(names, column)))
+    documents = SimpleNamespace(**dict.fromkeys(names, column))
+    starts = np.array([1, 2, len(head)])
+    shards = SimpleNamespace(documents=documents, turn_starts=lambda *_: starts)
     return PackTexts(cast(Shards, shards), tokenizer, [pack]).facts(5, pack)
 
 

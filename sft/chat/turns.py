@@ -1,0 +1,71 @@
+"""Where the texts of documents begin and end: the system text, then the turns.
+
+T = tokens of all documents end to end, D = documents, S = texts of all documents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.chat.formats.base import END, marker_kind
+from sft.chat.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Where the texts of many documents begin.
+
+    Shapes: starts_S, counted from the first token of all; counts_D, how many texts each document has.
+    """
+
+    starts_S: NDArray[np.int64]
+    counts_D: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, turn_starts: Sequence[NDArray[Any]], ends_D: NDArray[np.int64]) -> "Turns":
+        """From each document's own turn starts, and where the documents end."""
+        counts_D = np.array([len(starts) for starts in turn_starts], np.int64)
+        starts_S = np.concatenate([np.zeros(0, np.int64), *turn_starts]).astype(np.int64)
+        return cls(starts_S + np.repeat(np.append(0, ends_D[:-1]), counts_D), counts_D)
+
+    def differing(self, other: "Turns") -> list[int]:
+        """The documents whose turns are not those of the other."""
+        if np.array_equal(self.counts_D, other.counts_D) and np.array_equal(self.starts_S, other.starts_S):
+            return []
+        pairs = zip(self._by_document(), other._by_document(), strict=True)
+        return [number for number, (mine, theirs) in enumerate(pairs) if not np.array_equal(mine, theirs)]
+
+    def _by_document(self) -> list[NDArray[np.int64]]:
+        return np.split(self.starts_S, np.cumsum(self.counts_D)[:-1])
+
+
+def read_turns(ids_T: NDArray[Any], ends_D: NDArray[np.int64], tokenizer: ChatTokenizer) -> Turns | None:
+    """The turns as the ids alone tell them, or None if the format does not mark them by control tokens."""
+    opens = tokenizer.opens_text
+    if opens is None:
+        return None
+    starts_S = np.flatnonzero(opens[ids_T]) + 1
+    return Turns(starts_S, np.diff(np.searchsorted(starts_S, ends_D, side="right"), prepend=0))
+
+
+def read_turn_starts(ids_T: NDArray[Any], tokenizer: ChatTokenizer) -> NDArray[Any]:
+    """The turn starts of one document, or none if its ids do not tell them."""
+    turns = read_turns(ids_T, np.array([len(ids_T)]), tokenizer)
+    return np.zeros(0, np.int64) if turns is None else turns.starts_S
+
+
+def marker_begins(starts: NDArray[Any], tokenizer: ChatTokenizer) -> list[int]:
+    """Where the marker before each text of one document begins."""
+    markers = tokenizer.markers
+    return [start - len(markers[marker_kind(number)]) for number, start in enumerate(starts.tolist())]
+
+
+def text_spans(ids_T: NDArray[Any], starts: NDArray[Any], tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
+    """Where each text of one document begins and ends, the markers around it left out."""
+    end = tokenizer.markers[END]
+    is_ended = len(end) > 0 and np.array_equal(ids_T[-len(end) :], end.ids)
+    stops = [*marker_begins(starts, tokenizer)[1:], len(ids_T) - is_ended * len(end)]
+    return list(zip(starts.tolist(), stops, strict=False))
