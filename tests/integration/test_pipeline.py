@@ -19,11 +19,11 @@ PROJECT = Path(__file__).parents[2]
 MIXTURE = "data_recipes/mixtures/sample.yaml"
 
 
-def run(*words: str, stdin: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str, stdin: str | None = None, cwd: Path = PROJECT, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sft.cli.main", *words],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environ},
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environ},
         input=stdin,
         capture_output=True,
         text=True,
@@ -134,7 +134,8 @@ def test_demo_run_again_finds_everything_done(demo: tuple[Path, str]) -> None:
 @in_one_worker
 @pytest.mark.parametrize("folder", ["shards", "run"])
 def test_demo_output_verifies(demo: tuple[Path, str], folder: str) -> None:
-    result = run("verify", str(demo[0] / folder))
+    out, _ = demo
+    result = run("verify", f"runs/demo/{folder}", cwd=out.parents[1])
     assert result.returncode == 0, result.stderr
     assert "all as they must be" in result.stdout or "every hash true" in result.stdout
 
