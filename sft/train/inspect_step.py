@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from sft.config.loading import load
+from sft.config.loading import load, with_todays_names
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import read_yaml
 from sft.data.batches.sampler import Order
@@ -49,7 +49,7 @@ def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
             on=folder.path,
             hint="name the folder that sft train wrote",
         )
-    config = load(TrainConfig, [read_yaml(folder.config)]).config
+    config = load(TrainConfig, [with_todays_names(TrainConfig, read_yaml(folder.config))]).config
     shards = Shards.open(Path(config.shards), check_hashes=False)
     _, before = folder.read()
     changed = differences(before, identity(config, shards))
