@@ -71,7 +71,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(
 
 
 def test_a_loss_that_is_no_number_is_told(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TorchEngine, "_totals", lambda *_: (float("nan"), 1.0))
+    monkeypatch.setattr(TorchEngine, "_totals", lambda *_: ({"loss": float("nan")}, 1.0))
     with pytest.raises(NumericsError, match="the loss is nan"):
         dry_run(tiny_config())
 
