@@ -130,7 +130,7 @@ def _random_packs(rng: np.random.Generator, count: int) -> list[Pack]:
 
 
 def _documents(packs: list[Pack], num_train: int) -> DocumentTable:
-    count = sum(len(pack.doc_ids_D) for pack in packs)
+    count = sum(len(pack.doc_ids_N) for pack in packs)
     zeros, numbers = np.zeros(count, np.int64), np.arange(count)
     supervised = [int(pack.loss_mask_T[place].sum()) for pack in packs for _, place in pack.documents()]
     return DocumentTable(
@@ -144,7 +144,7 @@ def _documents(packs: list[Pack], num_train: int) -> DocumentTable:
         digest=numbers.astype(np.uint64),
         group=numbers.astype(np.uint64),
         content=numbers.astype(np.uint64),
-        num_tokens=np.concatenate([pack.doc_lengths_D for pack in packs]),
+        num_tokens=np.concatenate([pack.doc_lengths_N for pack in packs]),
         num_supervised=np.array(supervised),
         truncated=zeros.astype(bool),
         uses=np.ones(count, np.int64),

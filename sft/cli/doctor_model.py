@@ -98,11 +98,11 @@ def _pack_of(shards: Shards, model: LanguageModel) -> tuple[Pack, str]:
 
 def _beginning(pack: Pack, max_tokens: int) -> Pack:
     """As many documents as fit, but at least two."""
-    ends = np.cumsum(pack.doc_lengths_D)
+    ends = np.cumsum(pack.doc_lengths_N)
     count = max(2, int(np.searchsorted(ends, max_tokens, side="right")))
     stop = int(ends[:count][-1])
     ids_T, mask_T = pack.input_ids_T[:stop], pack.loss_mask_T[:stop]
-    return Pack(ids_T, mask_T, pack.doc_lengths_D[:count], pack.doc_ids_D[:count], int(mask_T.sum()))
+    return Pack(ids_T, mask_T, pack.doc_lengths_N[:count], pack.doc_ids_N[:count], int(mask_T.sum()))
 
 
 def _show_gate(
@@ -111,7 +111,7 @@ def _show_gate(
     device, num_parameters = model.head_weight.device, model.num_parameters
     console.print(f"{title}{num_parameters / MILLION:,.1f} million parameters on {device}", soft_wrap=True)
     console.print(
-        f"{pack_name}: {len(pack.doc_lengths_D)} documents, {pack.num_tokens:,} tokens, "
+        f"{pack_name}: {len(pack.doc_lengths_N)} documents, {pack.num_tokens:,} tokens, "
         f"{pack.num_supervised:,} with loss",
         soft_wrap=True,
     )

@@ -82,7 +82,7 @@ def _try(config: TrainConfig, inputs: Inputs, engine: Engine, ranks: RankGroup, 
     split = inputs.split
     largest = sorted(range(len(split)), key=lambda pack: (-pack_cost(split, pack), pack))
     packs = largest[: config.micro_batch_packs * ranks.size]
-    num_supervised = max(1, int(split.num_supervised_N[packs].sum())) * NUM_ROUNDS
+    num_supervised = max(1, int(split.num_supervised_P[packs].sum())) * NUM_ROUNDS
     for number in range(NUM_ROUNDS):
         started_s = _now(device)
         for batch in shared_batches(split, packs, config.micro_batch_packs, ranks):
@@ -90,7 +90,7 @@ def _try(config: TrainConfig, inputs: Inputs, engine: Engine, ranks: RankGroup, 
         computed_s = _now(device)
     result = engine.step(learning_rate(0, inputs.order.num_steps, config.optimizer))
     own = ranks.gather([computed_s - started_s, _now(device) - computed_s, _peak_bytes(device)]).max(axis=0)
-    num_tokens = int(inputs.num_tokens_N[packs].sum())
+    num_tokens = int(inputs.num_tokens_P[packs].sum())
     return Tried(result.loss_sum / num_supervised, num_tokens, float(own[0]), float(own[1]), int(own[2]))
 
 
@@ -100,7 +100,7 @@ def report(
     """What the run will need, line by line."""
     free = shutil.disk_usage(_nearest_folder(Path(config.out))).free
     per_token_s = tried.seconds / tried.num_tokens
-    steps, tokens = inputs.order.num_steps, inputs.num_tokens_N.mean() * inputs.order.num_samples
+    steps, tokens = inputs.order.num_steps, inputs.num_tokens_P.mean() * inputs.order.num_samples
     per_process = "" if world_size == 1 else ", in the process that takes most"
     total = f" of {torch.cuda.mem_get_info(device)[1] / 1e9:.1f}" if device.type == "cuda" else ""
     kept = config.checkpoint.keep_last + 1

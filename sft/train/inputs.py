@@ -51,7 +51,7 @@ class Inputs:
         return self.state is not None and self.state.step >= self.order.num_steps
 
     @cached_property
-    def num_tokens_N(self) -> NDArray[np.int64]:
+    def num_tokens_P(self) -> NDArray[np.int64]:
         """Tokens of every pack, without padding."""
         _, lengths, counts = self.split.placed
         starts = np.cumsum(counts) - counts

@@ -94,10 +94,10 @@ def train_step(run: Run) -> str:
     run.beat(STEP)
     packs = run.inputs.order.batch(run.step)
     lr = learning_rate(run.step, run.num_steps, run.config.optimizer)
-    num_supervised = int(run.inputs.split.num_supervised_N[packs].sum())
+    num_supervised = int(run.inputs.split.num_supervised_P[packs].sum())
     result = update(run, packs, num_supervised, lr)
     step_s = run.monitors.stragglers.end_step()
-    num_tokens = int(run.inputs.num_tokens_N[packs].sum()) if num_supervised else 0
+    num_tokens = int(run.inputs.num_tokens_P[packs].sum()) if num_supervised else 0
     run.monitors.health.add(result, num_tokens, num_supervised)
     loss = result.loss_sum / max(num_supervised, 1)
     outcome = {

@@ -10,7 +10,7 @@ from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_yaml
 from sft.errors import ConfigError, StorageError, listed
 from sft.storage.atomic import write_text
-from sft.storage.folder_lock import lease
+from sft.storage.folder_lock import folder_lock
 from sft.storage.json_file import read_json, readable
 from sft.train.checkpoint.store import clean
 from sft.train.distributed.ranks import RankGroup
@@ -45,7 +45,7 @@ class RunFolder(RunLayout):
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot be made: {error}", on=path, hint="check space and permissions") from error
-        with lease(folder.lock):
+        with folder_lock(folder.lock):
             clean(folder.checkpoints)
             # A wish to stop was meant for the process that ran then, and that one is gone.
             folder.stop_file.unlink(missing_ok=True)

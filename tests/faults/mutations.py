@@ -148,7 +148,9 @@ MUTATIONS = (
         ("A14",),
     ),
     Mutation("leftovers are not cleaned", instead("sft.train.run_folder:clean", nothing), ("B6", "A2")),
-    Mutation("no lease", instead("sft.train.run_folder:lease", lambda *_: contextlib.nullcontext()), ("H8",)),
+    Mutation(
+        "no folder lock", instead("sft.train.run_folder:folder_lock", lambda *_: contextlib.nullcontext()), ("H8",)
+    ),
     Mutation("a changed run is not refused", instead("sft.train.run_folder:differences", lambda *_: []), ("B11",)),
     Mutation("masks are one token late", instead("sft.data.batches.batch:join", shifted), ("A5",)),
     Mutation(

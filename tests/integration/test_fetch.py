@@ -15,7 +15,7 @@ import pytest
 from sft.config.data import BuildConfig, SourceConfig
 from sft.data.sources.fetch import fetch
 from sft.data.sources.files import find_files, identify
-from sft.data.sources.hub import Patience
+from sft.data.sources.hub import RetryPolicy
 from sft.data.sources.lockfile import LOCK, read_lock, require_locked
 from sft.data.sources.recipe import load_mixture
 from sft.errors import ConfigError, DataError, PeerError, SftError, StorageError
@@ -58,14 +58,14 @@ class Fetching:
     def __call__(self, *, update: bool = False, **sources: SourceConfig) -> Any:
         self.said.clear()
         self.slept_s.clear()
-        patience = Patience(num_attempts=4, sleep=self.slept_s.append)
-        return fetch(self.config(**sources), update=update, say=self.said.append, patience=patience)
+        retries = RetryPolicy(num_attempts=4, sleep=self.slept_s.append)
+        return fetch(self.config(**sources), update=update, say=self.said.append, retries=retries)
 
     def config(self, **sources: SourceConfig) -> BuildConfig:
         return BuildConfig(sources=sources or {"talks": TALKS}, sources_dir=str(self.folder), tokenizer="", out="")
 
     def content(self) -> dict[str, bytes]:
-        """All files with their bytes, but for the lease and the lock."""
+        """All files with their bytes, but for the folder lock and the lock file."""
         own = {LOCK, ".fetch.lock"}
         files = (path for path in self.folder.rglob("*") if path.is_file() and path.name not in own)
         return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in files}

@@ -70,7 +70,7 @@ def batches_of(config: TrainConfig, step: int, ranks: RankGroup) -> tuple[list[B
     packs = Order(len(split), config.batch_packs, 50, config.seed).batch(step)
     mine = list(micro_batches(split, packs[ranks.rank :: ranks.size], config.micro_batch_packs))
     num_rounds = len(list(micro_batches(split, packs[:: ranks.size], config.micro_batch_packs)))
-    return mine + [Batch.empty()] * (num_rounds - len(mine)), int(split.num_supervised_N[packs].sum())
+    return mine + [Batch.empty()] * (num_rounds - len(mine)), int(split.num_supervised_P[packs].sum())
 
 
 def take_step(engine: Engine, config: TrainConfig, step: int, ranks: RankGroup = SINGLE) -> dict[str, Any]:

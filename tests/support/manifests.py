@@ -16,7 +16,7 @@ def split_facts(file: str, packs: Sequence[Pack]) -> SplitFacts:
         packs=len(packs),
         tokens=num_tokens,
         supervised_tokens=num_supervised,
-        documents=sum(len(pack.doc_ids_D) for pack in packs),
+        documents=sum(len(pack.doc_ids_N) for pack in packs),
         density=round(num_tokens / num_places, 6) if packs else 0.0,
         shards=(ShardFacts(file, packs=len(packs), tokens=num_tokens, supervised_tokens=num_supervised),),
     )

@@ -139,7 +139,7 @@ def _write_split(
             packs = _packs(bins, chosen, documents, doc_ids, corpus, inputs)
             file = shard_name(name, number, count)
             write_shard(folder / file, packs)
-            supervised, tokens = int(packs.num_supervised_N.sum()), int(packs.doc_lengths.sum(dtype=np.int64))
+            supervised, tokens = int(packs.num_supervised_P.sum()), int(packs.doc_lengths.sum(dtype=np.int64))
             shards.append(ShardFacts(file, packs=len(chosen), tokens=tokens, supervised_tokens=supervised))
             advance(len(chosen), "")
     num_tokens = sum(shard.tokens for shard in shards)
@@ -167,10 +167,10 @@ def _packs(
     placed = documents[bins.documents[ends[0] : ends[-1]]]
     lengths = corpus.records["num_tokens"][placed].astype(np.int64)
     ends = ends - ends[0]
-    ids_NT = np.full((len(chosen), seq_len), inputs.tokenizer.pad_id, inputs.id_type)
-    mask_NT = np.zeros((len(chosen), seq_len), np.uint8)
-    _copy(corpus, placed, _starts(lengths, ends, seq_len), ids_NT.reshape(-1), mask_NT.reshape(-1))
-    return Packs(ids_NT, mask_NT, lengths, doc_ids[placed], ends, mask_NT.sum(axis=1, dtype=np.uint32))
+    ids_PT = np.full((len(chosen), seq_len), inputs.tokenizer.pad_id, inputs.id_type)
+    mask_PT = np.zeros((len(chosen), seq_len), np.uint8)
+    _copy(corpus, placed, _starts(lengths, ends, seq_len), ids_PT.reshape(-1), mask_PT.reshape(-1))
+    return Packs(ids_PT, mask_PT, lengths, doc_ids[placed], ends, mask_PT.sum(axis=1, dtype=np.uint32))
 
 
 def _starts(lengths: NDArray[np.int64], ends: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:

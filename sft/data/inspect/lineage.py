@@ -1,6 +1,6 @@
 """From a token to its raw row and from a raw row to its packs, or to the reason why it is in none.
 
-D = documents asked for, P = documents as they are placed in packs, repeats included.
+N = documents asked for, U = uses of documents: their places in packs, repeats included.
 """
 
 import bisect
@@ -101,20 +101,20 @@ def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: in
     )
 
 
-def spans(shards: Shards, doc_ids_D: NDArray[Any]) -> list[Span]:
+def spans(shards: Shards, doc_ids_N: NDArray[Any]) -> list[Span]:
     """Every place of these documents, in the order of splits and packs."""
     found: list[Span] = []
-    if not len(doc_ids_D):
+    if not len(doc_ids_N):
         return found
     for name in shards.manifest.splits:
-        ids_P, lengths_P, counts_N = shards.split(name).placed
-        stops_P, firsts_N = np.cumsum(lengths_P), np.cumsum(counts_N) - counts_N
-        chosen = np.flatnonzero(np.isin(ids_P, doc_ids_D))
+        ids_U, lengths_U, counts_N = shards.split(name).placed
+        stops_U, firsts_N = np.cumsum(lengths_U), np.cumsum(counts_N) - counts_N
+        chosen = np.flatnonzero(np.isin(ids_U, doc_ids_N))
         packs = np.searchsorted(firsts_N, chosen, side="right") - 1
-        # A pack's first token, counted like stops_P; every pack holds a document.
-        origins = stops_P[firsts_N[packs]] - lengths_P[firsts_N[packs]]
-        stops = stops_P[chosen] - origins
-        columns = (ids_P[chosen], packs, stops - lengths_P[chosen], stops)
+        # A pack's first token, counted like stops_U; every pack holds a document.
+        origins = stops_U[firsts_N[packs]] - lengths_U[firsts_N[packs]]
+        stops = stops_U[chosen] - origins
+        columns = (ids_U[chosen], packs, stops - lengths_U[chosen], stops)
         found += [Span(i, name, n, a, b) for i, n, a, b in zip(*(c.tolist() for c in columns), strict=True)]
     return found
 

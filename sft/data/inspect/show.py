@@ -66,7 +66,7 @@ def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
     tokenizer = shards.load_tokenizer()
     pack = _pack(shards, split, index)
     console.print(
-        f"[bold]{split} pack {index}[/]: {len(pack.doc_ids_D)} documents, "
+        f"[bold]{split} pack {index}[/]: {len(pack.doc_ids_N)} documents, "
         f"{pack.num_tokens} of {shards.seq_len} tokens, {pack.num_supervised} with loss (underlined)"
     )
     for number, (doc_id, place) in enumerate(pack.documents()):

@@ -41,7 +41,7 @@ def verify(folder: Path) -> str:
             for start in range(0, len(split), PACKS_PER_BATCH):
                 packs = [split[index] for index in range(start, min(len(split), start + PACKS_PER_BATCH))]
                 violations += _problems(packs, start, name, shards, tokenizer)
-                documents = np.concatenate([pack.doc_ids_D for pack in packs])
+                documents = np.concatenate([pack.doc_ids_N for pack in packs])
                 np.add.at(uses, documents[documents < len(table)], 1)
                 advance(len(packs), "")
     if wrong := int((uses != table.uses).sum()):
@@ -80,11 +80,11 @@ def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str
 
 def _total_problems(name: str, split: Split, facts: SplitFacts, seq_len: int) -> Iterator[str]:
     packs = (split[index] for index in range(len(split)))
-    sizes: NDArray[np.int64] = np.array([(pack.num_tokens, len(pack.doc_ids_D)) for pack in packs]).reshape(-1, 2)
+    sizes: NDArray[np.int64] = np.array([(pack.num_tokens, len(pack.doc_ids_N)) for pack in packs]).reshape(-1, 2)
     tokens, documents = map(int, sizes.sum(axis=0))
     found = {
         "tokens": tokens,
-        "supervised_tokens": int(split.num_supervised_N.sum()),
+        "supervised_tokens": int(split.num_supervised_P.sum()),
         "documents": documents,
         "density": round(tokens / (len(sizes) * seq_len), 6) if len(sizes) else 0.0,
     }
@@ -107,7 +107,7 @@ def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokeniz
         yield from (f"{split} pack {number}: {text}" for text in problems)
         if unreadable is None:
             readable.append(pack)
-            names += [f"{split} pack {number}: document {doc_id}" for doc_id in pack.doc_ids_D.tolist()]
+            names += [f"{split} pack {number}: document {doc_id}" for doc_id in pack.doc_ids_N.tolist()]
     if readable:
         yield from (
             f"{names[number]}: {text}" for number, text in _document_problems(readable, split, shards, tokenizer)
@@ -120,11 +120,11 @@ def _unreadable(pack: Pack, shards: Shards, tokenizer: ChatTokenizer) -> str | N
     if (
         len(pack.input_ids_T) != shards.seq_len
         or end > shards.seq_len
-        or len(pack.doc_ids_D) != len(pack.doc_lengths_D)
-        or not pack.doc_lengths_D.all()
+        or len(pack.doc_ids_N) != len(pack.doc_lengths_N)
+        or not pack.doc_lengths_N.all()
     ):
         return f"{end} of {len(pack.input_ids_T)} tokens, expected at most {shards.seq_len}"
-    if pack.input_ids_T.max() >= tokenizer.num_ids or (pack.doc_ids_D >= len(shards.documents)).any():
+    if pack.input_ids_T.max() >= tokenizer.num_ids or (pack.doc_ids_N >= len(shards.documents)).any():
         return "a token or document that does not exist"
     return None
 
@@ -142,8 +142,8 @@ def _document_problems(
 ) -> Iterator[tuple[int, str]]:
     """What is wrong with the documents of these packs, counted from the first one's first."""
     table, settings = shards.documents, shards.manifest.settings
-    ids: NDArray[Any] = np.concatenate([pack.doc_ids_D for pack in packs])
-    lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
+    ids: NDArray[Any] = np.concatenate([pack.doc_ids_N for pack in packs])
+    lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_N for pack in packs]).astype(np.int64)
     batch = DocumentBatch(
         np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]),
         np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]),
@@ -159,7 +159,7 @@ def _document_problems(
     layout = Layout(shards.seq_len, supervise=settings["supervise"], end_token=settings["end_token"])
     broken = dict(structure_violations(batch, tokenizer, layout))
     yield from ((number, f"{drop.reason}, {drop.detail}") for number, drop in broken.items())
-    content = content_digests(batch.ids_T, batch.loss_mask_T, batch.ends_D)
+    content = content_digests(batch.ids_T, batch.loss_mask_T, batch.ends_N)
     for number in np.flatnonzero(content != table.content[ids]).tolist():
         if number not in broken:
             yield number, "its tokens or loss mask are not those of the document table"

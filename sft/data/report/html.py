@@ -159,8 +159,8 @@ def _quantiles(values: NDArray[Any]) -> dict[str, int]:
 def _packing_charts(contents: dict[str, Contents], seq_len: int) -> Iterator[tuple[str, Histogram, Histogram]]:
     """Padding and documents per pack of every split that has packs."""
     for name, split in contents.items():
-        if len(split.num_tokens_N):
-            padding, documents = seq_len - split.num_tokens_N, split.num_documents_N
+        if len(split.num_tokens_P):
+            padding, documents = seq_len - split.num_tokens_P, split.num_documents_P
             edges = log_edges(int(documents.min()), int(documents.max()))
             yield (
                 name,
@@ -189,8 +189,8 @@ def _browser(
         for name, split in contents.items()
     }
     for name, index in packs:
-        if name not in chosen or not 0 <= index < len(contents[name].num_tokens_N):
-            known = ", ".join(f"{len(split.num_tokens_N)} of {name}" for name, split in contents.items())
+        if name not in chosen or not 0 <= index < len(contents[name].num_tokens_P):
+            known = ", ".join(f"{len(split.num_tokens_P)} of {name}" for name, split in contents.items())
             raise ConfigError(f"no pack {index} of {name!r}: there are {known}, numbered from 0", on=shards.folder)
         chosen[name].add(index)
     splits = {name: shards.split(name) for name in names}

@@ -35,7 +35,7 @@ Count = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often in a row a request may fail without bringing a byte, and how long to wait in between."""
 
     num_attempts: int = 7
@@ -44,7 +44,7 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
 
-PATIENT = Patience()
+DEFAULT_RETRIES = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Repository:
 class Hub:
     """The hub behind HF_ENDPOINT, asked again as long as it fails for a reason that may pass."""
 
-    def __init__(self, say: Callable[[str], None], patience: Patience = PATIENT) -> None:
+    def __init__(self, say: Callable[[str], None], retries: RetryPolicy = DEFAULT_RETRIES) -> None:
         # Otherwise the client would tell the hub which packages are installed here.
         constants.HF_HUB_DISABLE_TELEMETRY = True
-        self._say, self._patience = say, patience
+        self._say, self._retries = say, retries
         self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         # What messages show must hold no password of a mirror's.
         self._shown = re.sub(r"//[^/@]*@", "//", self._endpoint)
@@ -152,16 +152,16 @@ class Hub:
                     return work()
             except _TransientError as error:
                 num_failures, most = (0 if gained() > most else num_failures + 1), max(most, gained())
-                if num_failures >= self._patience.num_attempts:
+                if num_failures >= self._retries.num_attempts:
                     raise PeerError(
                         f"asked {num_failures} times in a row: {error}",
                         on=str(repository),
                         hint=f"is {self._shown} reachable? the same command goes on where this one stopped",
                     ) from error
-                wait_s = max(self._patience.first_wait_s * 2 ** max(0, num_failures - 1), error.retry_after_s)
-                wait_s = min(wait_s, self._patience.longest_wait_s)
+                wait_s = max(self._retries.first_wait_s * 2 ** max(0, num_failures - 1), error.retry_after_s)
+                wait_s = min(wait_s, self._retries.longest_wait_s)
                 self._say(f"{repository}: {error}; trying again in {wait_s:g} s")
-                self._patience.sleep(wait_s)
+                self._retries.sleep(wait_s)
 
     @contextmanager
     def _translated(self, repository: Repository, revision: str) -> Iterator[None]:

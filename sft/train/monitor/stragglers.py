@@ -3,7 +3,7 @@
 Sharded engines meet inside every layer, so that the wall time of a step is the same on all ranks. What tells them apart
 is what they do without the others: get their batches, and a small piece of arithmetic made for the purpose.
 
-R = ranks; S = steps of a window.
+R = ranks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,18 +122,18 @@ class SlowRanks:
 
     def __init__(self, hosts: Sequence[str], window_steps: int = WINDOW_STEPS) -> None:
         self._hosts, self._window_steps = hosts, window_steps
-        self._seconds_SR: list[NDArray[np.float64]] = []
+        self._seconds_by_step_R: list[NDArray[np.float64]] = []
         self._is_slow_R = np.zeros(len(hosts), bool)
         self._num_contrary_R = np.zeros(len(hosts), int)
         """Windows in a row that speak against what a rank counts as."""
 
     def add(self, seconds_R: NDArray[np.float64]) -> list[str]:
         """Take the seconds of one step that each rank would need alone; returns what is new to say about ranks."""
-        self._seconds_SR.append(seconds_R)
-        if len(self._seconds_SR) < self._window_steps:
+        self._seconds_by_step_R.append(seconds_R)
+        if len(self._seconds_by_step_R) < self._window_steps:
             return []
-        median_R = np.median(self._seconds_SR, axis=0)
-        self._seconds_SR.clear()
+        median_R = np.median(self._seconds_by_step_R, axis=0)
+        self._seconds_by_step_R.clear()
         # Of an even number of ranks the faster middle one: of two, the slow one would be half of its own yardstick.
         factor_R = median_R / max(np.quantile(median_R, 0.5, method="lower"), np.finfo(float).tiny)
         is_contrary_R = (factor_R >= SLOW_FACTOR) != self._is_slow_R

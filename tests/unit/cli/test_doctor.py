@@ -193,4 +193,4 @@ def test_synthetic_pack_fits_the_model_and_has_several_documents_with_loss(kind:
     assert pack.num_tokens <= min(SHAPE.max_positions, PACK_TOKENS)
     assert pack.input_ids_T.max() < SHAPE.vocab_size
     assert all(pack.loss_mask_T[place][1:].any() for _, place in pack.documents())
-    assert len(pack.doc_lengths_D) > 2
+    assert len(pack.doc_lengths_N) > 2

@@ -36,7 +36,7 @@ def random_packs(count: int, kind: Any = np.uint16, seq_len: int = SEQ_LEN) -> l
 
 
 def equal(one: Pack, other: Pack) -> bool:
-    columns = ("input_ids_T", "loss_mask_T", "doc_lengths_D", "doc_ids_D")
+    columns = ("input_ids_T", "loss_mask_T", "doc_lengths_N", "doc_ids_N")
     same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
     return same and one.num_supervised == other.num_supervised
 
@@ -102,14 +102,14 @@ def test_every_pack_reads_back_in_any_order(folder: Path, packs: list[Pack]) -> 
     indices = list(range(len(packs))) * 2
     random.Random(0).shuffle(indices)
     assert all(equal(split[index], packs[index]) for index in indices)
-    assert split.num_supervised_N.tolist() == [pack.num_supervised for pack in packs]
+    assert split.num_supervised_P.tolist() == [pack.num_supervised for pack in packs]
 
 
 def test_the_documents_of_all_packs_are_told_at_once(folder: Path, packs: list[Pack]) -> None:
     ids, lengths, counts = Shards.open(folder).split("train").placed
-    assert ids.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_D.tolist()]
-    assert lengths.tolist() == [length for pack in packs for length in pack.doc_lengths_D.tolist()]
-    assert counts.tolist() == [len(pack.doc_ids_D) for pack in packs]
+    assert ids.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_N.tolist()]
+    assert lengths.tolist() == [length for pack in packs for length in pack.doc_lengths_N.tolist()]
+    assert counts.tolist() == [len(pack.doc_ids_N) for pack in packs]
 
 
 @pytest.mark.parametrize("index", [-1, 13, 10**9])
@@ -191,8 +191,8 @@ def test_the_datasets_library_reads_a_shard(folder: Path, packs: list[Pack], tmp
     for row, pack in zip(rows, packs, strict=True):
         assert row["input_ids"] == pack.input_ids_T.tolist()
         assert row["loss_mask"] == pack.loss_mask_T.tolist()
-        assert row["doc_lengths"] == pack.doc_lengths_D.tolist()
-        assert row["doc_ids"] == pack.doc_ids_D.tolist()
+        assert row["doc_lengths"] == pack.doc_lengths_N.tolist()
+        assert row["doc_ids"] == pack.doc_ids_N.tolist()
         assert row["num_supervised"] == pack.num_supervised
 
 
@@ -261,7 +261,7 @@ def test_an_unknown_split_is_named_with_the_known_ones(folder: Path) -> None:
 def test_a_split_without_packs_is_empty(tmp_path: Path) -> None:
     split = Split(tmp_path, "valid", dataclasses.replace(split_facts("none", []), shards=()))
     assert len(split) == 0
-    assert split.num_supervised_N.tolist() == []
+    assert split.num_supervised_P.tolist() == []
     assert [column.tolist() for column in split.placed] == [[], [], []]
 
 

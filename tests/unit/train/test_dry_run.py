@@ -49,7 +49,7 @@ def test_it_takes_the_packs_that_cost_most(
     monkeypatch.setattr(TorchEngine, "forward_backward", watched)
     dry_run(tiny_config(micro_batch_packs=2))
     split = Shards.open(tiny_shards).split("train")
-    costs = [sum(int(length) ** 2 for length in split[pack].doc_lengths_D) for pack in range(len(split))]
+    costs = [sum(int(length) ** 2 for length in split[pack].doc_lengths_N) for pack in range(len(split))]
     largest = sorted(range(len(split)), key=lambda pack: -costs[pack])[:2]
     assert [sorted(batch.packs) for batch in seen] == [sorted(largest)] * 2
 

@@ -66,7 +66,7 @@ def test_each_source_gets_the_loss_of_its_own_documents(micro_batch_packs: int, 
 
 
 def test_a_part_of_the_packs_is_picked_from_all_over_the_split(model: NeoX, shards: Shards) -> None:
-    supervised = shards.split("valid").num_supervised_N
+    supervised = shards.split("valid").num_supervised_P
     picked = Order(len(supervised), len(supervised), epochs=1, seed=0).batch(0)[:3]
     assert picked != [0, 1, 2]
     assert measure(model, shards, 2, max_packs=3)[ALL].num_tokens == supervised[picked].sum()

@@ -233,7 +233,7 @@ def test_skipped_step_advances_position_and_schedule(tiny_config: MakeConfig, mo
 
 def unsupervised(monkeypatch: pytest.MonkeyPatch, packs: set[int], *, tell: bool) -> None:
     """Take the supervised tokens out of some packs, and say so in their column or not."""
-    original_pack, original_column = Split.__getitem__, Split.num_supervised_N.func
+    original_pack, original_column = Split.__getitem__, Split.num_supervised_P.func
 
     def pack(split: Split, index: int) -> Pack:
         found = original_pack(split, index)
@@ -246,7 +246,7 @@ def unsupervised(monkeypatch: pytest.MonkeyPatch, packs: set[int], *, tell: bool
 
     monkeypatch.setattr(Split, "__getitem__", pack)
     if tell:
-        monkeypatch.setattr(Split, "num_supervised_N", property(column))
+        monkeypatch.setattr(Split, "num_supervised_P", property(column))
 
 
 def test_step_without_supervised_tokens_leaves_the_weights_alone_and_is_counted(

@@ -107,12 +107,12 @@ def test_every_document_is_in_one_pack_of_its_split(raw: Any) -> None:
     table = shards.documents
     for name, held_out in (("train", False), ("valid", True)):
         split = shards.split(name)
-        found = sorted(int(doc_id) for index in range(len(split)) for doc_id in split[index].doc_ids_D)
+        found = sorted(int(doc_id) for index in range(len(split)) for doc_id in split[index].doc_ids_N)
         assert found == np.flatnonzero(table.held_out == held_out).tolist()
         facts = shards.manifest.splits[name]
         assert facts.documents == len(found)
         assert facts.tokens == int(table.num_tokens[table.held_out == held_out].sum())
-        assert facts.supervised_tokens == int(split.num_supervised_N.sum())
+        assert facts.supervised_tokens == int(split.num_supervised_P.sum())
         assert facts.density == round(facts.tokens / (facts.packs * 64), 6)
 
 

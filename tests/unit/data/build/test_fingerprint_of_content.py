@@ -55,7 +55,7 @@ def test_words_about_a_build_stop_nobody_who_reads_it_and_verify_tells(
     change(shards.folder)
     opened = Shards.open(shards.folder)
     assert opened.manifest.content_digest == shards.manifest.content_digest
-    assert sum(len(pack.doc_ids_D) for pack in opened.split("train")) == 19
+    assert sum(len(pack.doc_ids_N) for pack in opened.split("train")) == 19
     with pytest.raises(DataError, match=r"report\.html|README\.md|notes\.txt"):
         verify(shards.folder)
 

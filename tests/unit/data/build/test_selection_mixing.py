@@ -49,7 +49,7 @@ def packed(shards: Shards, split: str) -> Counter[Row]:
     return Counter(
         (table.sources[table.source[number]], int(table.row[number]))
         for index in range(len(packs))
-        for number in packs[index].doc_ids_D.tolist()
+        for number in packs[index].doc_ids_N.tolist()
     )
 
 

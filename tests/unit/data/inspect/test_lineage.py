@@ -52,8 +52,8 @@ def test_documents_not_asked_for_are_not_found(shards: Shards) -> None:
 def test_the_rows_of_packs_come_in_the_order_asked_for(shards: Shards) -> None:
     found = list(rows_of_packs(shards, "train", [2, 0]))
     assert [span.pack for span in found] == sorted((span.pack for span in found), reverse=True)
-    assert {span.doc_id for span in found} == {*map(int, shards.split("train")[0].doc_ids_D)} | {
-        *map(int, shards.split("train")[2].doc_ids_D)
+    assert {span.doc_id for span in found} == {*map(int, shards.split("train")[0].doc_ids_N)} | {
+        *map(int, shards.split("train")[2].doc_ids_N)
     }
 
 
@@ -81,7 +81,7 @@ def test_every_token_of_a_row_leads_back_to_its_turn(shards: Shards) -> None:
 
 def test_the_window_does_not_reach_into_another_document(shards: Shards) -> None:
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
-    pack = next(p for n in range(100) if len((p := shards.split("train")[n]).doc_ids_D) > 1)
+    pack = next(p for n in range(100) if len((p := shards.split("train")[n]).doc_ids_N) > 1)
     for _, place in pack.documents():
         assert token_origin(shards, tokenizer, pack, place.start).before == b""
         assert token_origin(shards, tokenizer, pack, place.stop - 1).after == b""

@@ -108,7 +108,7 @@ def test_a_pack_is_shown_as_it_is_read_with_its_lineage(folder: Path, console: C
         assert f"<|SYSTEM|>Answer shortly.<|USER|>{question}<|ASSISTANT|>{answer}<|endoftext|>" in shown
     assert "talks: talks.jsonl, row 0" in shown
     first = split[0]
-    counts = f"{len(first.doc_ids_D)} documents, {first.num_tokens} of 64 tokens, {first.num_supervised} with loss"
+    counts = f"{len(first.doc_ids_N)} documents, {first.num_tokens} of 64 tokens, {first.num_supervised} with loss"
     assert f"train pack 0: {counts}" in shown
 
 

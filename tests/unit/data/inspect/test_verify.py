@@ -99,7 +99,7 @@ def put_tag_into_text(packs: list[Pack], tokenizer: ChatTokenizer) -> None:
 
 
 def remove_end(packs: list[Pack], _: ChatTokenizer) -> None:
-    packs[0].input_ids_T[int(packs[0].doc_lengths_D[0]) - 1] = 40
+    packs[0].input_ids_T[int(packs[0].doc_lengths_N[0]) - 1] = 40
 
 
 def learn_padding(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -113,11 +113,11 @@ def text_in_the_tail(packs: list[Pack], _: ChatTokenizer) -> None:
 
 
 def move_border(packs: list[Pack], _: ChatTokenizer) -> None:
-    number = next(n for n, pack in enumerate(packs) if len(pack.doc_lengths_D) > 1)
-    lengths = packs[number].doc_lengths_D.copy()
+    number = next(n for n, pack in enumerate(packs) if len(pack.doc_lengths_N) > 1)
+    lengths = packs[number].doc_lengths_N.copy()
     lengths[0] -= 1
     lengths[1] += 1
-    packs[number] = replace(packs[number], doc_lengths_D=lengths)
+    packs[number] = replace(packs[number], doc_lengths_N=lengths)
 
 
 def miscount(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -126,7 +126,7 @@ def miscount(packs: list[Pack], _: ChatTokenizer) -> None:
 
 
 def swap_documents(packs: list[Pack], _: ChatTokenizer) -> None:
-    packs[0] = replace(packs[0], doc_ids_D=packs[1].doc_ids_D[: len(packs[0].doc_ids_D)])
+    packs[0] = replace(packs[0], doc_ids_N=packs[1].doc_ids_N[: len(packs[0].doc_ids_N)])
 
 
 def repeat_a_pack(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -134,7 +134,7 @@ def repeat_a_pack(packs: list[Pack], _: ChatTokenizer) -> None:
 
 
 def too_long(packs: list[Pack], _: ChatTokenizer) -> None:
-    packs[0] = replace(packs[0], doc_lengths_D=np.full(len(packs[0].doc_ids_D), 65, np.uint16))
+    packs[0] = replace(packs[0], doc_lengths_N=np.full(len(packs[0].doc_ids_N), 65, np.uint16))
 
 
 def change_word(packs: list[Pack], tokenizer: ChatTokenizer) -> None:
@@ -191,8 +191,8 @@ def test_two_documents_of_equal_counts_that_changed_places_are_named(make: Calla
     def swap(packs: list[Pack], _: ChatTokenizer) -> None:
         other = {here: there, there: here}
         for number, pack in enumerate(packs):
-            ids = np.array([other.get(doc_id, doc_id) for doc_id in pack.doc_ids_D.tolist()], np.uint32)
-            packs[number] = replace(pack, doc_ids_D=ids)
+            ids = np.array([other.get(doc_id, doc_id) for doc_id in pack.doc_ids_N.tolist()], np.uint32)
+            packs[number] = replace(pack, doc_ids_N=ids)
 
     forge(folder, swap)
     with pytest.raises(DataError, match="2 violations") as caught:
@@ -288,8 +288,8 @@ def test_a_document_twice_in_one_pack_is_refused(make: Callable[..., Path]) -> N
     folder = make()
     shards = Shards.open(folder)
     split = shards.split("valid")
-    document = split[0].doc_ids_D[0]
-    place = slice(0, int(split[0].doc_lengths_D[0]))
+    document = split[0].doc_ids_N[0]
+    place = slice(0, int(split[0].doc_lengths_N[0]))
     ids, mask = split[0].input_ids_T.copy(), split[0].loss_mask_T.copy()
     length = place.stop
     ids[length : 2 * length], mask[length : 2 * length] = ids[place], mask[place]

@@ -180,7 +180,7 @@ def test_the_browser_holds_the_texts_that_are_trained_on_with_their_lineage(html
         for pack in split["shown"]:
             packed = shards.split(name)[pack["index"]]
             assert pack["padding"] == 160 - packed.num_tokens
-            assert len(pack["documents"]) == len(packed.doc_ids_D)
+            assert len(pack["documents"]) == len(packed.doc_ids_N)
             for document in pack["documents"]:
                 question, answer = TALKS[data["sources"][document["source"]]][document["row"]]
                 kinds, texts = zip(*((run[0], run[1:].replace(BORDER, "")) for run in document["runs"]), strict=True)

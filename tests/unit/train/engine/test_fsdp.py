@@ -51,7 +51,7 @@ def take_steps(ranks: RankGroup, engine: TorchEngine, config: TrainConfig, shard
     for step in steps:
         packs = order.batch(step)
         batches = list(shared_batches(split, packs, config.micro_batch_packs, ranks))
-        num_supervised = int(split.num_supervised_N[packs].sum())
+        num_supervised = int(split.num_supervised_P[packs].sum())
         for number, batch in enumerate(batches):
             engine.forward_backward(batch, num_supervised, is_last=number == len(batches) - 1)
         losses.append(engine.step(LR).loss_sum / num_supervised)

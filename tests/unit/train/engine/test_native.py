@@ -29,7 +29,7 @@ def shards(tiny_shards: Path) -> Shards:
 
 
 def accumulate(engine: TorchEngine, split: Split, micro_batch_packs: int) -> int:
-    num_supervised = int(split.num_supervised_N[PACKS].sum())
+    num_supervised = int(split.num_supervised_P[PACKS].sum())
     for batch in micro_batches(split, PACKS, micro_batch_packs):
         engine.forward_backward(batch, num_supervised, is_last=True)
     return num_supervised

@@ -34,7 +34,7 @@ def test_several_sums_are_reported_and_only_the_loss_is_minimised(
     plain = make_engine(config, shards)
     engine = TorchEngine(WithCount(make_engine(config, shards).model), config, CPU)
     split, packs = shards.split("train"), [0, 3, 5, 8]
-    num_supervised = int(split.num_supervised_N[packs].sum())
+    num_supervised = int(split.num_supervised_P[packs].sum())
     for batch in micro_batches(split, packs, 2):
         for each in (plain, engine):
             each.forward_backward(batch, num_supervised, is_last=True)
