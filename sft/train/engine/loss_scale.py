@@ -2,21 +2,22 @@
 
 from typing import Any
 
-from sft.config.train import TrainConfig
+from sft.config.engine import Fp16Config
 from sft.train.engine.base import SMALLEST_SCALE
 
 
 class LossScale:
     """The factor that keeps fp16 gradients within the format's range; always a power of two, so it rounds nothing."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._is_used, self._window = config.precision == "fp16", config.fp16.scale_window
-        self.value = 2.0**config.fp16.initial_scale_power if self._is_used else SMALLEST_SCALE
+    def __init__(self, config: Fp16Config | None) -> None:
+        """Without a config, in other precisions than fp16, it stays at the smallest."""
+        self._window = config.scale_window if config else None
+        self.value = 2.0**config.initial_scale_power if config else SMALLEST_SCALE
         self._num_good = 0
 
     def update(self, *, is_finite: bool) -> None:
         """Learn whether the gradient of a step was finite."""
-        if not self._is_used:
+        if self._window is None:
             return
         if not is_finite:
             self.value, self._num_good = max(self.value / 2, SMALLEST_SCALE), 0

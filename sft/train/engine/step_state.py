@@ -19,7 +19,8 @@ class StepState:
     """The objective's sums over this process's micro-batches, the loss scale and the number of updates."""
 
     def __init__(self, config: TrainConfig, names: Sequence[str], device: torch.device) -> None:
-        self._batch_packs, self._loss_scale = config.batch_packs, LossScale(config)
+        self._batch_packs = config.batch_packs
+        self._loss_scale = LossScale(config.fp16 if config.precision == "fp16" else None)
         self.num_updates = 0
         """Steps that have changed the weights."""
         self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
