@@ -73,7 +73,7 @@ def test_a_build_holds_what_its_contract_names(raw: Any) -> None:
     assert names == fixed | packed
     assert len(packed) >= 3
     assert set(shards.manifest["splits"]) == {"train", "valid"}
-    assert shards.manifest["schema_version"] == 3
+    assert shards.manifest["schema_version"] == 4
 
 
 def test_nothing_but_the_build_and_its_lock_is_left(raw: Any) -> None:
