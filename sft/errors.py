@@ -9,6 +9,8 @@ SftError                 1   a bug of ours
 └── ConfigError         78   what was asked for contradicts itself or what is there
 """
 
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -23,7 +25,7 @@ class SftError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments are lost by the default pickling; workers send these errors home.
-        return _rebuild, (type(self), self.what, self.on, self.hint)
+        return functools.partial(type(self), on=self.on, hint=self.hint), (self.what,)
 
     def message(self) -> str:
         """The text a user reads: `on: what`, then the next step on its own line."""
@@ -31,9 +33,10 @@ class SftError(Exception):
         step = f"\n  → {self.hint}" if self.hint else ""
         return f"{where}{self.what}{step}"
 
-
-def _rebuild(kind: type[SftError], what: str, on: str | Path | None, hint: str | None) -> SftError:
-    return kind(what, on=on, hint=hint)
+    def to_json(self) -> dict[str, str | None]:
+        """The error as JSON values, for a process that is told of it."""
+        on = None if self.on is None else str(self.on)
+        return {"kind": type(self).__name__, "what": self.what, "on": on, "hint": self.hint}
 
 
 class DataError(SftError):
@@ -70,3 +73,17 @@ class ConfigError(SftError):
     """A command line or config file asks for something impossible or contradictory."""
 
     exit_code = 78
+
+
+def from_json(value: Mapping[str, str | None], who: str) -> SftError:
+    """The error that another process has told, with its name before what failed."""
+    kinds = {kind.__name__: kind for kind in SftError.__subclasses__()}
+    kind = kinds.get(str(value["kind"]), SftError)
+    return kind(f"{who}: {value['what']}", on=value["on"], hint=value["hint"])
+
+
+def listed(lines: Sequence[object], limit: int | None = None) -> str:
+    """The lines as a list below a sentence; of those beyond the limit, only how many they are."""
+    shown = [*map(str, lines[:limit])]
+    left = len(lines) - len(shown)
+    return "".join(f"\n  - {line}" for line in [*shown, *([f"and {left} more"] if left else [])])

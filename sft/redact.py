@@ -46,6 +46,11 @@ def redact(text: str, secrets: Sequence[str] = ()) -> str:
     return _SAID.sub(lambda said: f"{said['name']}{HIDDEN}", text)
 
 
+def error_text(error: Exception, environ: Mapping[str, str]) -> str:
+    """An error's text, or its name if it has none, without what may not be shown."""
+    return redact(str(error) or type(error).__name__, environment_secrets(environ))
+
+
 def refuse_secrets(layers: Iterable[tuple[str, Mapping[str, Any]]], environ: Mapping[str, str] = os.environ) -> None:
     """Let no key or password among the settings, which are saved with every checkpoint and sent to trackers.
 

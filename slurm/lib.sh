@@ -124,12 +124,7 @@ use_all_tasks() {
 }
 
 # The run folder that `sft train ARGUMENT...` will use; fails as sft does if it refuses the arguments.
-run_folder_of() {
-    local resolved
-    resolved=$(sft train "$@" --print-config) || return
-    # YAML puts names with special characters in single quotes and doubles those inside.
-    sed -n "s/^out: \(.*\)  # .*/\1/p" <<<"$resolved" | sed "s/^'\(.*\)'\$/\1/; t quoted; b; :quoted; s/''/'/g"
-}
+run_folder_of() { sft train "$@" --print-run-folder; }
 
 # The name of the newest checkpoint, which sorts by step; nothing if there is none.
 newest_checkpoint() {

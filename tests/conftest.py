@@ -17,11 +17,14 @@ from sft.config.engine import OptimizerConfig
 from sft.config.model import InitConfig
 from sft.config.train import TrainConfig
 from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
+from sft.data.manifest import TokenizerFacts
 from sft.data.shards import KIND, SCHEMA_VERSION, TOKENIZER, Pack, shard_name, write_shard
 from sft.data.sources.recipe import load_mixture
-from sft.storage.manifest import file_sha256, write_manifest
+from sft.hashing import file_sha256
+from sft.storage.manifest import write_manifest
 from tests.support import forks as forks
 from tests.support.configs import changed
+from tests.support.manifests import build_manifest, source_facts, split_facts
 from tests.support.packs import laid
 
 # Generated cases are the same on every machine, and a slow machine fails no test.
@@ -92,26 +95,22 @@ def write_tiny_shards(folder: Path, num_train: int = 24, num_valid: int = 6) -> 
     rng = np.random.default_rng(0)
     packs = _random_packs(rng, num_train + num_valid)
     splits = {"train": packs[:num_train], "valid": packs[num_train:]}
-    facts: dict[str, Any] = {}
+    facts = {}
     for name, members in splits.items():
         file = shard_name(name, 0, 1)
         write_shard(folder / file, laid(members))
-        facts[name] = {"packs": len(members), "shards": [{"file": file, "packs": len(members)}]}
+        facts[name] = split_facts(file, members)
     write_documents(folder / DOCUMENTS, _documents(packs, num_train))
     vocabulary = {f"token{number}": number for number in range(TINY_NUM_IDS - 3)}
     (folder / TOKENIZER).write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    write_manifest(
-        folder,
-        KIND,
-        SCHEMA_VERSION,
-        {
-            "name": "tiny",
-            "seq_len": TINY_SEQ_LEN,
-            "splits": facts,
-            "tokenizer": {"sha256": file_sha256(folder / TOKENIZER), "num_ids": TINY_NUM_IDS},
-            "sources": {name: {"licence": "CC0-1.0"} for name in TINY_SOURCES},
-        },
+    manifest = build_manifest(
+        name="tiny",
+        seq_len=TINY_SEQ_LEN,
+        splits=facts,
+        tokenizer=TokenizerFacts(file_sha256(folder / TOKENIZER), TINY_NUM_IDS),
+        sources={name: source_facts(license="CC0-1.0") for name in TINY_SOURCES},
     )
+    write_manifest(folder, KIND, SCHEMA_VERSION, manifest.to_json())
 
 
 def _random_packs(rng: np.random.Generator, count: int) -> list[Pack]:
@@ -131,7 +130,7 @@ def _random_packs(rng: np.random.Generator, count: int) -> list[Pack]:
 
 
 def _documents(packs: list[Pack], num_train: int) -> DocumentTable:
-    count = sum(len(pack.doc_ids_D) for pack in packs)
+    count = sum(len(pack.doc_ids_N) for pack in packs)
     zeros, numbers = np.zeros(count, np.int64), np.arange(count)
     supervised = [int(pack.loss_mask_T[place].sum()) for pack in packs for _, place in pack.documents()]
     return DocumentTable(
@@ -145,7 +144,7 @@ def _documents(packs: list[Pack], num_train: int) -> DocumentTable:
         digest=numbers.astype(np.uint64),
         group=numbers.astype(np.uint64),
         content=numbers.astype(np.uint64),
-        num_tokens=np.concatenate([pack.doc_lengths_D for pack in packs]),
+        num_tokens=np.concatenate([pack.doc_lengths_N for pack in packs]),
         num_supervised=np.array(supervised),
         truncated=zeros.astype(bool),
         uses=np.ones(count, np.int64),
@@ -181,7 +180,7 @@ def convert(row):
 TURNS_RECIPE = {
     "title": "Turns",
     "hub_id": "someone/turns",
-    "licence": "CC0-1.0",
+    "license": "CC0-1.0",
     "citation": "Someone, Turns, 2023",
     "system": "Answer shortly.",
 }

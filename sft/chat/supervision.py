@@ -5,7 +5,7 @@ from the ids alone, and the turn starts that were written down have to be the sa
 written down, and makes sure that the format's markers stand before each of them. It looks at all documents of a batch
 at once, since it must not cost more than a few per cent of encoding them.
 
-T = tokens of all documents end to end, D = documents, S = their texts (the system text and the turns), A = answers.
+T = tokens of all documents end to end, N = documents, X = their texts (the system text and the turns), A = answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,38 +24,38 @@ from sft.chat.turns import Turns, read_turns
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """Documents end to end. Shapes: ids_T, loss_mask_T; ends_D is where each document ends; is_cut_D: truncated.
+    """Documents end to end. Shapes: ids_T, loss_mask_T; ends_N is where each document ends; is_cut_N: truncated.
 
     `turns` are those that were written down, if any were.
     """
 
     ids_T: NDArray[Any]
     loss_mask_T: NDArray[Any]
-    ends_D: NDArray[np.int64]
-    is_cut_D: NDArray[np.bool_]
+    ends_N: NDArray[np.int64]
+    is_cut_N: NDArray[np.bool_]
     turns: Turns | None = None
 
     @property
-    def starts_D(self) -> NDArray[np.int64]:
-        return np.append(0, self.ends_D[:-1])
+    def starts_N(self) -> NDArray[np.int64]:
+        return np.append(0, self.ends_N[:-1])
 
     def count(self, marks_T: NDArray[Any]) -> NDArray[np.int64]:
         """How many tokens of each document are marked."""
         total = np.append(0, np.cumsum(marks_T, dtype=np.int64))
-        return np.asarray(total[self.ends_D] - total[self.starts_D])
+        return np.asarray(total[self.ends_N] - total[self.starts_N])
 
 
 def first_violations(documents: Sequence[Encoded], tokenizer: ChatTokenizer, layout: Layout) -> list[Drop | None]:
     """For each document, the first clause of the supervision contract that it breaks, or None."""
     if not documents:
         return []
-    ends_D = np.cumsum([len(document.ids) for document in documents], dtype=np.int64)
+    ends_N = np.cumsum([len(document.ids) for document in documents], dtype=np.int64)
     batch = DocumentBatch(
         np.concatenate([document.ids for document in documents]),
         np.concatenate([document.loss_mask for document in documents]),
-        ends_D,
+        ends_N,
         np.array([document.truncated for document in documents]),
-        Turns.of([document.turn_starts for document in documents], ends_D),
+        Turns.of([document.turn_starts for document in documents], ends_N),
     )
     texts = _Texts.of(batch, tokenizer, layout)
     verdicts: list[Drop | None] = [None] * len(documents)
@@ -81,12 +81,12 @@ def _structure_violations(
 ) -> Iterator[tuple[int, Drop]]:
     unsupervised = batch.count(batch.loss_mask_T) == 0
     wrong_mask = batch.count(batch.loss_mask_T != _expected_mask(batch, texts, layout)) > 0
-    wrong_starts = np.zeros(len(batch.ends_D), bool)
+    wrong_starts = np.zeros(len(batch.ends_N), bool)
     if batch.turns is not None:
         wrong_starts[batch.turns.differing(texts.turns)] = True
-    for number in np.flatnonzero(texts.wrong_D | unsupervised | wrong_mask | wrong_starts).tolist():
-        if texts.wrong_D[number]:
-            ids = batch.ids_T[batch.starts_D[number] : batch.ends_D[number]]
+    for number in np.flatnonzero(texts.wrong_N | unsupervised | wrong_mask | wrong_starts).tolist():
+        if texts.wrong_N[number]:
+            ids = batch.ids_T[batch.starts_N[number] : batch.ends_N[number]]
             found = [tokenizer.name(token_id) for token_id in ids[tokenizer.is_control[ids]].tolist()]
             yield number, Drop(Reason.FORGED_CONTROL_TOKEN, f"control tokens {found}")
         elif unsupervised[number]:
@@ -102,51 +102,51 @@ class _Texts:
     """The texts of a batch, as its format sees them."""
 
     turns: Turns
-    kind_S: NDArray[np.int64]
+    kind_X: NDArray[np.int64]
     """Of the marker before the text."""
-    document_S: NDArray[np.int64]
-    stop_S: NDArray[np.int64]
+    document_X: NDArray[np.int64]
+    stop_X: NDArray[np.int64]
     """Where the text ends."""
-    num_learnt_S: NDArray[np.int64]
+    num_learnt_X: NDArray[np.int64]
     """How many tokens behind the text end it with loss, if it is an answer."""
-    wrong_D: NDArray[np.bool_]
+    wrong_N: NDArray[np.bool_]
     """Documents whose markers are not those of a system text, user and assistant in turn, and an end if there is one.
 
     No control token is anywhere else in the others."""
 
     @classmethod
     def of(cls, batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> "_Texts":
-        no_turns = Turns(np.zeros(0, np.int64), np.zeros(len(batch.ends_D), np.int64))
-        turns = read_turns(batch.ids_T, batch.ends_D, tokenizer) or batch.turns or no_turns
-        counts_D, starts_S = turns.counts_D, turns.starts_S
-        first_D = np.cumsum(counts_D) - counts_D
-        document_S = np.repeat(np.arange(len(counts_D)), counts_D)
-        kind_S = marker_kinds(np.arange(len(starts_S)) - first_D[document_S])
+        no_turns = Turns(np.zeros(0, np.int64), np.zeros(len(batch.ends_N), np.int64))
+        turns = read_turns(batch.ids_T, batch.ends_N, tokenizer) or batch.turns or no_turns
+        counts_N, starts_X = turns.counts_N, turns.starts_X
+        first_N = np.cumsum(counts_N) - counts_N
+        document_X = np.repeat(np.arange(len(counts_N)), counts_N)
+        kind_X = marker_kinds(np.arange(len(starts_X)) - first_N[document_X])
         lengths = np.array([len(marker) for marker in tokenizer.markers])
         learnt = np.array([marker.num_learnt for marker in tokenizer.markers])
-        begin_S = starts_S - lengths[kind_S]
+        begin_X = starts_X - lengths[kind_X]
         # Behind every text comes the next one's marker; behind a document's last one its end, if it has one.
-        has_end_D = layout.end_token & ~batch.is_cut_D
-        stop_S, num_learnt_S = np.append(begin_S[1:], 0), np.append(learnt[kind_S[1:]], 0)
-        last_S, has_S = np.cumsum(counts_D)[counts_D > 0] - 1, counts_D > 0
-        stop_S[last_S] = (batch.ends_D - has_end_D * lengths[END])[has_S]
-        num_learnt_S[last_S] = (has_end_D * learnt[END])[has_S]
-        right_S = (stop_S >= starts_S) & _stands(batch, begin_S, kind_S, document_S, tokenizer)
-        right_S &= (kind_S != SYSTEM) | (begin_S == batch.starts_D[document_S])
+        has_end_N = layout.end_token & ~batch.is_cut_N
+        stop_X, num_learnt_X = np.append(begin_X[1:], 0), np.append(learnt[kind_X[1:]], 0)
+        last_X, has_X = np.cumsum(counts_N)[counts_N > 0] - 1, counts_N > 0
+        stop_X[last_X] = (batch.ends_N - has_end_N * lengths[END])[has_X]
+        num_learnt_X[last_X] = (has_end_N * learnt[END])[has_X]
+        right_X = (stop_X >= starts_X) & _stands(batch, begin_X, kind_X, document_X, tokenizer)
+        right_X &= (kind_X != SYSTEM) | (begin_X == batch.starts_N[document_X])
         controls = np.array([int(tokenizer.is_control[marker.ids].sum()) for marker in tokenizer.markers])
-        wanted_D = np.bincount(document_S, controls[kind_S], len(counts_D)) + has_end_D * controls[END]
-        wrong_D = (counts_D < 3) | (counts_D % 2 == 0) | (batch.count(tokenizer.is_control[batch.ids_T]) != wanted_D)
-        wrong_D[document_S[~right_S]] = True
-        documents_D = np.arange(len(counts_D))
-        end_D = batch.ends_D - lengths[END]
-        wrong_D |= has_end_D & ~_stands(batch, end_D, np.full(len(counts_D), END), documents_D, tokenizer)
-        return cls(turns, kind_S, document_S, stop_S, num_learnt_S, wrong_D)
+        wanted_N = np.bincount(document_X, controls[kind_X], len(counts_N)) + has_end_N * controls[END]
+        wrong_N = (counts_N < 3) | (counts_N % 2 == 0) | (batch.count(tokenizer.is_control[batch.ids_T]) != wanted_N)
+        wrong_N[document_X[~right_X]] = True
+        documents_N = np.arange(len(counts_N))
+        end_N = batch.ends_N - lengths[END]
+        wrong_N |= has_end_N & ~_stands(batch, end_N, np.full(len(counts_N), END), documents_N, tokenizer)
+        return cls(turns, kind_X, document_X, stop_X, num_learnt_X, wrong_N)
 
     def answers(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """First token, first token behind, first token behind its end, and document of every answer in right ones."""
-        chosen = (self.kind_S == ASSISTANT) & ~self.wrong_D[self.document_S]
-        stops_A = self.stop_S[chosen]
-        return self.turns.starts_S[chosen], stops_A, stops_A + self.num_learnt_S[chosen], self.document_S[chosen]
+        chosen = (self.kind_X == ASSISTANT) & ~self.wrong_N[self.document_X]
+        stops_A = self.stop_X[chosen]
+        return self.turns.starts_X[chosen], stops_A, stops_A + self.num_learnt_X[chosen], self.document_X[chosen]
 
 
 def _stands(
@@ -158,8 +158,8 @@ def _stands(
 ) -> NDArray[np.bool_]:
     """Whether at each of these places, inside of its document, a marker of this kind stands."""
     lengths = np.array([len(marker) for marker in tokenizer.markers])
-    stands: NDArray[np.bool_] = (begins >= batch.starts_D[documents]) & (
-        begins + lengths[kinds] <= batch.ends_D[documents]
+    stands: NDArray[np.bool_] = (begins >= batch.starts_N[documents]) & (
+        begins + lengths[kinds] <= batch.ends_N[documents]
     )
     for kind, marker in enumerate(tokenizer.markers):
         chosen = np.flatnonzero(stands & (kinds == kind))
@@ -171,7 +171,7 @@ def _stands(
 def _expected_mask(batch: DocumentBatch, texts: _Texts, layout: Layout) -> NDArray[np.bool_]:
     if layout.supervise == "all":
         mask_T = np.ones(len(batch.ids_T), bool)
-        mask_T[batch.starts_D] = False
+        mask_T[batch.starts_N] = False
         return mask_T
     starts_A, _, ends_A, _ = texts.answers()
     return _inside(starts_A, ends_A, len(batch.ids_T))
@@ -190,7 +190,7 @@ def _text_violations(
 ) -> Iterator[tuple[int, Drop]]:
     """The documents whose supervised tokens do not spell the assistant texts."""
     starts_A, stops_A, _, document_A = texts.answers()
-    counts_D = np.bincount(document_A, minlength=len(documents)).tolist()
+    counts_N = np.bincount(document_A, minlength=len(documents)).tolist()
     ids = batch.ids_T[_inside(starts_A, stops_A, len(batch.ids_T))]
     # Everything is spelt in one go: a call per answer would cost as much again.
     spelt = tokenizer.spell(ids)
@@ -198,9 +198,9 @@ def _text_violations(
     edges = num_bytes[np.append(0, np.cumsum(stops_A - starts_A))].tolist()
     place, lead = 0, tokenizer.format.turn_lead
     for number, document in enumerate(documents):
-        first, place = place, place + counts_D[number]
-        if counts_D[number] != len(document.answers):
-            detail = f"{counts_D[number]} answers, the conversation has {len(document.answers)}"
+        first, place = place, place + counts_N[number]
+        if counts_N[number] != len(document.answers):
+            detail = f"{counts_N[number]} answers, the conversation has {len(document.answers)}"
             yield number, Drop(Reason.TEXT_NOT_REPRODUCED, detail)
             continue
         for turn, answer in enumerate(lead + text for text in document.answers):

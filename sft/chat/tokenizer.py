@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from sft.chat.formats.base import ChatFormat, MarkerIds, Part, marker_ids
 from sft.chat.formats.registry import format_named
 from sft.errors import ConfigError
-from sft.storage.manifest import text_sha256
+from sft.hashing import text_sha256
 
 if TYPE_CHECKING:
     from sft.chat.fast_tokenizer import FastTokenizer

@@ -1,6 +1,6 @@
 """Where the texts of documents begin and end: the system text, then the turns.
 
-T = tokens of all documents end to end, D = documents, S = texts of all documents.
+T = tokens of all documents end to end, N = documents, X = texts of all documents.
 """
 
 from collections.abc import Sequence
@@ -18,43 +18,43 @@ from sft.chat.tokenizer import ChatTokenizer
 class Turns:
     """Where the texts of many documents begin.
 
-    Shapes: starts_S, counted from the first token of all; counts_D, how many texts each document has.
+    Shapes: starts_X, counted from the first token of all; counts_N, how many texts each document has.
     """
 
-    starts_S: NDArray[np.int64]
-    counts_D: NDArray[np.int64]
+    starts_X: NDArray[np.int64]
+    counts_N: NDArray[np.int64]
 
     @classmethod
-    def of(cls, turn_starts: Sequence[NDArray[Any]], ends_D: NDArray[np.int64]) -> "Turns":
+    def of(cls, turn_starts: Sequence[NDArray[Any]], ends_N: NDArray[np.int64]) -> "Turns":
         """From each document's own turn starts, and where the documents end."""
-        counts_D = np.array([len(starts) for starts in turn_starts], np.int64)
-        starts_S = np.concatenate([np.zeros(0, np.int64), *turn_starts]).astype(np.int64)
-        return cls(starts_S + np.repeat(np.append(0, ends_D[:-1]), counts_D), counts_D)
+        counts_N = np.array([len(starts) for starts in turn_starts], np.int64)
+        starts_X = np.concatenate([np.zeros(0, np.int64), *turn_starts]).astype(np.int64)
+        return cls(starts_X + np.repeat(np.append(0, ends_N[:-1]), counts_N), counts_N)
 
     def differing(self, other: "Turns") -> list[int]:
         """The documents whose turns are not those of the other."""
-        if np.array_equal(self.counts_D, other.counts_D) and np.array_equal(self.starts_S, other.starts_S):
+        if np.array_equal(self.counts_N, other.counts_N) and np.array_equal(self.starts_X, other.starts_X):
             return []
         pairs = zip(self._by_document(), other._by_document(), strict=True)
         return [number for number, (mine, theirs) in enumerate(pairs) if not np.array_equal(mine, theirs)]
 
     def _by_document(self) -> list[NDArray[np.int64]]:
-        return np.split(self.starts_S, np.cumsum(self.counts_D)[:-1])
+        return np.split(self.starts_X, np.cumsum(self.counts_N)[:-1])
 
 
-def read_turns(ids_T: NDArray[Any], ends_D: NDArray[np.int64], tokenizer: ChatTokenizer) -> Turns | None:
+def read_turns(ids_T: NDArray[Any], ends_N: NDArray[np.int64], tokenizer: ChatTokenizer) -> Turns | None:
     """The turns as the ids alone tell them, or None if the format does not mark them by control tokens."""
     opens = tokenizer.opens_text
     if opens is None:
         return None
-    starts_S = np.flatnonzero(opens[ids_T]) + 1
-    return Turns(starts_S, np.diff(np.searchsorted(starts_S, ends_D, side="right"), prepend=0))
+    starts_X = np.flatnonzero(opens[ids_T]) + 1
+    return Turns(starts_X, np.diff(np.searchsorted(starts_X, ends_N, side="right"), prepend=0))
 
 
 def read_turn_starts(ids_T: NDArray[Any], tokenizer: ChatTokenizer) -> NDArray[Any]:
     """The turn starts of one document, or none if its ids do not tell them."""
     turns = read_turns(ids_T, np.array([len(ids_T)]), tokenizer)
-    return np.zeros(0, np.int64) if turns is None else turns.starts_S
+    return np.zeros(0, np.int64) if turns is None else turns.starts_X
 
 
 def marker_begins(starts: NDArray[Any], tokenizer: ChatTokenizer) -> list[int]:

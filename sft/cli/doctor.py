@@ -1,5 +1,6 @@
-"""`sft doctor`: what is installed, what will run here and what is missing; with a model, whether it computes right."""
+"""`sft doctor`: show what is installed and what will run here; with a model, whether it computes right."""
 
+import argparse
 import os
 import platform
 import re
@@ -10,22 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from sft.config.model import Precision
-from sft.config.train import TrainConfig
+from sft.bundle import BATCH_SCRIPTS, CONFIGS, MIXTURES, names_in
+from sft.cli.arguments import Commands, config_file
 from sft.errors import ConfigError
-from sft.version import VERSION
+from sft.version import VERSION, version_of
+
+if TYPE_CHECKING:  # otherwise imported where they are needed: `sft --help` reads this file too
+    from packaging.requirements import Requirement
+    from rich.console import Console
+    from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
 """The project's folder, if sft runs from its sources."""
 PURPOSES = {
     "deepspeed": "engine=deepspeed: ZeRO",
-    "eval": "benchmarks of lm-eval",
     "fast": "tokenizer_backend=fastokens: builds several times faster",
     "flash": "FlashAttention instead of PyTorch's kernel for documents",
     "tensorboard": "tensorboard=true: event files in the run folder",
@@ -33,9 +34,6 @@ PURPOSES = {
 }
 """What each optional extra is for; `dev` is for working on sft itself."""
 SHOWN = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
-COPIES_SAVED = 3
-"""The weights and AdamW's two moments."""
-BYTES_PER_WEIGHT = 4
 GIB = 1 << 30
 
 
@@ -43,7 +41,7 @@ GIB = 1 << 30
 class Package:
     """A requirement of ours, and what is installed of it."""
 
-    requirement: Requirement
+    requirement: "Requirement"
     extra: str | None
     version: str | None
 
@@ -59,7 +57,36 @@ class Package:
         return self.version if self.is_fine else f"{self.version}, needs {self.requirement.specifier}"
 
 
-def doctor(console: Console) -> None:
+def add(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    text = "show what is installed, what will run here and what is missing"
+    parser = commands.add("doctor", run, text, takes_settings=True)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER|CONFIG",
+        help="prove on these weights that attention kernel and precision compute what they should",
+    )
+    parser.add_argument("--shards", type=Path, help="take a pack of these; otherwise the config's, or random tokens")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Show what is here and, with a model, whether it computes right."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if options.model is None:
+        if options.settings or options.shards:
+            raise ConfigError("--shards and settings belong to a model", hint="sft doctor --model FOLDER|CONFIG.yaml")
+        doctor(console)
+        return
+    from sft.cli.doctor_model import check_model
+
+    path = options.model if options.model.is_dir() else config_file(options.model)
+    check_model(path, options.shards, options.settings, console)
+
+
+def doctor(console: "Console") -> None:
     """Show what is here and what is not.
 
     Raises: ConfigError if a package is missing without which nothing runs.
@@ -76,18 +103,18 @@ def doctor(console: Console) -> None:
         )
     _show_devices(console)
     _show_disk(console)
+    _show_bundle(console)
 
 
 def installed() -> Iterator[Package]:
     """Every package that we name as required or optional, here and under this Python."""
+    from packaging.requirements import Requirement
+
     for text, extra in _requirements():
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra or ""}):
             continue
-        try:
-            yield Package(requirement, extra, metadata.version(requirement.name))
-        except metadata.PackageNotFoundError:
-            yield Package(requirement, extra, None)
+        yield Package(requirement, extra, version_of(requirement.name))
 
 
 def install_command(*extras: str) -> str:
@@ -111,7 +138,7 @@ def _requirements() -> Iterator[tuple[str, str | None]]:
             yield text, found[1] if found else None
 
 
-def _show_required(console: Console, required: list[Package]) -> None:
+def _show_required(console: "Console", required: list[Package]) -> None:
     versions = {package.requirement.name: package.version for package in required}
     console.print(f"sft {VERSION}, Python {platform.python_version()}, {platform.platform(terse=True)}")
     num_fine = sum(package.is_fine for package in required)
@@ -119,7 +146,9 @@ def _show_required(console: Console, required: list[Package]) -> None:
     console.print(f"{num_fine} of {len(required)} required packages are here: {shown}, …")
 
 
-def _show_extras(console: Console, extras: list[Package]) -> None:
+def _show_extras(console: "Console", extras: list[Package]) -> None:
+    from rich.text import Text
+
     table = _table("extra", "package", "version", "what for")
     for package in extras:
         state = Text(package.state, "" if package.is_fine else "yellow")
@@ -130,13 +159,15 @@ def _show_extras(console: Console, extras: list[Package]) -> None:
         console.print(f"to add what is missing: {install_command(*missing)}", markup=False, soft_wrap=True)
 
 
-def _show_devices(console: Console) -> None:
+def _show_devices(console: "Console") -> None:
     import torch
+
+    from sft.config.train import TrainConfig
+    from sft.data.build.pool import num_cores
 
     table = _table("device", "memory", "fp32", "bf16", "fp16")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    table.add_row(f"cpu, {num_cores} cores", _gib(memory), *_kernels("cpu"))
+    table.add_row(f"cpu, {num_cores()} cores", _gib(memory), *_kernels("cpu"))
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         table.add_row(f"cuda:{number}, {facts.name}", _gib(facts.total_memory), *_kernels("cuda", number))
@@ -152,6 +183,7 @@ def _show_devices(console: Console) -> None:
 def _kernels(kind: str, number: int = 0) -> Iterator[str]:
     import torch
 
+    from sft.config.model import Precision
     from sft.model.attention import backend
     from sft.train.engine.precision import HALF
 
@@ -173,25 +205,31 @@ def _why_no_gpu() -> str:
     return f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, but finds no device (see nvidia-smi)"
 
 
-def _show_disk(console: Console) -> None:
-    from sft.model.neox.presets import PRESETS
+def _show_disk(console: "Console") -> None:
+    from sft.model.registry import meta_model, presets
+    from sft.train.engine.optimizer import saved_bytes
 
     free = shutil.disk_usage(Path.cwd()).free
     room = []
     for size_name in ("3b", "7b"):
-        shape = PRESETS[f"stablelm_{size_name}"]
-        block = shape.hidden_size * (4 * shape.hidden_size + 2 * shape.intermediate_size)  # biases do not matter here
-        num_weights = 2 * shape.vocab_size * shape.hidden_size + shape.num_layers * block
-        size = COPIES_SAVED * BYTES_PER_WEIGHT * num_weights
+        size = saved_bytes(meta_model(presets()[f"stablelm_{size_name}"]))
         room.append(f"{free // size} of {size_name.upper()} ({_gib(size)} each)")
     console.print(f"disk: {_gib(free)} free here; checkpoints that fit: {', '.join(room)}")
+
+
+def _show_bundle(console: "Console") -> None:
+    console.print(f"mixtures for sft build and sft fetch: {', '.join(names_in(MIXTURES))}")
+    console.print(f"configs for sft train: {', '.join(names_in(CONFIGS))}")
+    console.print(f"batch scripts for Slurm: {BATCH_SCRIPTS.resolve()}", markup=False, soft_wrap=True)
 
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:,.1f} GiB"
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str) -> "Table":
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -18,14 +18,15 @@ from sft.config.yaml_text import read_yaml
 from sft.data.shards import Pack, Shards
 from sft.errors import ConfigError
 from sft.inference.load import load
-from sft.model.neox.model import NeoX
-from sft.model.objective import Objective
+from sft.model.base import LanguageModel
+from sft.model.objectives.next_token import NextToken
+from sft.model.registry import meta_model
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.distributed.ranks import SINGLE
 from sft.train.distributed.world import choose_device
+from sft.train.engine.forward import Measure, measure
 from sft.train.engine.native import TorchEngine
 from sft.train.engine.precision import autocast
-from sft.train.held_out_loss import Measure, measure
 from sft.train.numerics.gate import Check, all_checks, kernel_name, pick, require, require_finite_weights
 
 MAX_CPU_TOKENS = 1024
@@ -51,7 +52,7 @@ def check_model(path: Path, shards: Path | None, settings: list[str], console: C
     device = choose_device("auto")
     model = load(path, device).model
     pack, name = _pack_of(Shards.open(shards), model) if shards else synthetic_pack(model.config, device)
-    objective, precisions = Objective(model), typing.get_args(Precision)
+    objective, precisions = NextToken(model), typing.get_args(Precision)
     measures: dict[Precision, Measure] = {
         it: partial(measure, objective, device, autocast(device, it)) for it in precisions
     }
@@ -61,26 +62,25 @@ def check_model(path: Path, shards: Path | None, settings: list[str], console: C
 def synthetic_pack(shape: ModelConfig, device: torch.device) -> tuple[Pack, str]:
     """Documents of random tokens, half as long each, with loss on the last third; and what to call it."""
     num_tokens = min(PACK_TOKENS if device.type == "cuda" else MAX_CPU_TOKENS, shape.max_positions)
-    lengths_D = np.array([max(3, int(share * num_tokens)) for share in SYNTHETIC_SHARES])
-    ids_T = np.random.default_rng(0).integers(0, shape.vocab_size, lengths_D.sum())
-    mask_T = np.concatenate([np.arange(size) >= 2 * size // 3 for size in lengths_D]).astype(np.uint8)
-    return Pack(ids_T, mask_T, lengths_D, np.arange(len(lengths_D)), int(mask_T.sum())), "random tokens"
+    lengths_N = np.array([max(3, int(share * num_tokens)) for share in SYNTHETIC_SHARES])
+    ids_T = np.random.default_rng(0).integers(0, shape.vocab_size, lengths_N.sum())
+    mask_T = np.concatenate([np.arange(size) >= 2 * size // 3 for size in lengths_N]).astype(np.uint8)
+    return Pack(ids_T, mask_T, lengths_N, np.arange(len(lengths_N)), int(mask_T.sum())), "random tokens"
 
 
 def _check_config(config: TrainConfig, shards: Shards, console: Console) -> None:
     device = choose_device(config.device)
     shape = starting_shape(config.model, shards)
-    with torch.device("meta"):
-        model = NeoX(shape, activation_checkpointing=config.activation_checkpointing)
-    engine = TorchEngine(model, config, device)
+    model = meta_model(shape, activation_checkpointing=config.activation_checkpointing)
+    engine = TorchEngine(NextToken(model), config, device)
     engine.load(StartingWeights(config.model, shape, config.seed))
     pack, name = _pack_of(shards, engine.model)
     _show_gate(engine.model, {config.precision: engine.measure}, pack, f"{config.model.weights}: ", name, console)
 
 
-def _pack_of(shards: Shards, model: NeoX) -> tuple[Pack, str]:
+def _pack_of(shards: Shards, model: LanguageModel) -> tuple[Pack, str]:
     """A pack of the training split with more than one document, and what to call it."""
-    num_ids, vocab_size = shards.manifest["tokenizer"]["num_ids"], model.config.vocab_size
+    num_ids, vocab_size = shards.manifest.tokenizer.num_ids, model.config.vocab_size
     if num_ids > vocab_size or shards.seq_len > model.config.max_positions:
         raise ConfigError(
             f"{num_ids} ids and {shards.seq_len} tokens per pack, the model has {vocab_size} embedding rows and "
@@ -98,20 +98,20 @@ def _pack_of(shards: Shards, model: NeoX) -> tuple[Pack, str]:
 
 def _beginning(pack: Pack, max_tokens: int) -> Pack:
     """As many documents as fit, but at least two."""
-    ends = np.cumsum(pack.doc_lengths_D)
+    ends = np.cumsum(pack.doc_lengths_N)
     count = max(2, int(np.searchsorted(ends, max_tokens, side="right")))
     stop = int(ends[:count][-1])
     ids_T, mask_T = pack.input_ids_T[:stop], pack.loss_mask_T[:stop]
-    return Pack(ids_T, mask_T, pack.doc_lengths_D[:count], pack.doc_ids_D[:count], int(mask_T.sum()))
+    return Pack(ids_T, mask_T, pack.doc_lengths_N[:count], pack.doc_ids_N[:count], int(mask_T.sum()))
 
 
 def _show_gate(
-    model: NeoX, measures: dict[Precision, Measure], pack: Pack, title: str, pack_name: str, console: Console
+    model: LanguageModel, measures: dict[Precision, Measure], pack: Pack, title: str, pack_name: str, console: Console
 ) -> None:
-    device, num_parameters = model.head_weight.device, sum(parameter.numel() for parameter in model.parameters())
+    device, num_parameters = model.head_weight.device, model.num_parameters
     console.print(f"{title}{num_parameters / MILLION:,.1f} million parameters on {device}", soft_wrap=True)
     console.print(
-        f"{pack_name}: {len(pack.doc_lengths_D)} documents, {pack.num_tokens:,} tokens, "
+        f"{pack_name}: {len(pack.doc_lengths_N)} documents, {pack.num_tokens:,} tokens, "
         f"{pack.num_supervised:,} with loss",
         soft_wrap=True,
     )
@@ -123,7 +123,7 @@ def _show_gate(
     console.print(f"{', '.join(results)}: every check passed")
 
 
-def _table(model: NeoX, results: dict[Precision, list[Check]]) -> Table:
+def _table(model: LanguageModel, results: dict[Precision, list[Check]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("measured (allowed)", overflow="fold", vertical="bottom")
     for precision in results:

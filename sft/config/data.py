@@ -15,20 +15,22 @@ from sft.config.fields import ABOVE_ZERO, AT_LEAST_0, AT_LEAST_1, SEED, SHARE, P
 class SourceConfig:
     """One source: its recipe (data_recipes/<name>/recipe.yaml) and what the mixture says about it."""
 
+    FORMERLY: ClassVar[Mapping[str, str]] = {"licence": "license"}
+
     title: str
     """Name of the data set as people know it."""
     hub_id: str
     """Where it is published: owner/name on the Hugging Face hub."""
     files: tuple[str, ...]
     """Glob patterns below sources_dir that find its raw files; .gz and .zst are added by themselves."""
-    licence: str
-    """SPDX identifier or name of its licence."""
+    license: str
+    """SPDX identifier or name of its license."""
     citation: str
     """How its authors ask to be cited, in one line."""
     system: str
     """System text of its conversations; `card` is the prompt of the StableLM-Tuned-Alpha card."""
     commercial: bool = False
-    """True if the licence allows commercial use."""
+    """True if the license allows commercial use."""
     too_long: Literal["drop", "truncate"] = "drop"
     """What happens to a single exchange longer than seq_len."""
     revision: str = "main"
@@ -142,3 +144,13 @@ class BuildConfig:
             for name, source in self.sources.items():
                 if 0 < source.weight <= self.valid_share:
                     yield f"sources.{name}.weight={source.weight}: expected more than valid_share={self.valid_share}"
+
+
+@dataclass(frozen=True)
+class FetchConfig(BuildConfig):
+    """`sft fetch`: the settings of a build, since one mixture serves both, but no tokenizer and no place for shards."""
+
+    tokenizer: PathText = ""
+    """Not needed."""
+    out: PathText = ""
+    """Not needed."""

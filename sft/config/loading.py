@@ -67,6 +67,18 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Resolved[T]:
     return Resolved(typing.cast(T, config), origins)
 
 
+def with_todays_names(schema: Any, layer: Layer) -> Layer:
+    """A layer that an earlier version of this program has written, with the keys that it knew by other names."""
+    values: dict[str, Any] = {}
+    for key, value in layer.values.items():
+        *groups, name = getattr(schema, "FORMERLY", {}).get(key, key).split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
+    return Layer(layer.origin, values)
+
+
 def read_arguments(arguments: Sequence[str]) -> Layer:
     """The `key=value` arguments as a layer; dots in a key step into nested settings."""
     values: dict[str, Any] = {}

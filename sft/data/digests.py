@@ -26,16 +26,16 @@ def group_digest(conversation: Conversation) -> int:
     return _hash(" ".join(opening.split()))
 
 
-def content_digests(ids_T: NDArray[Any], loss_mask_T: NDArray[Any], ends_D: NDArray[np.int64]) -> NDArray[np.uint64]:
+def content_digests(ids_T: NDArray[Any], loss_mask_T: NDArray[Any], ends_N: NDArray[np.int64]) -> NDArray[np.uint64]:
     """For each of the documents, which lie end to end, 64 bits that are equal for equal tokens with equal loss.
 
-    Shapes: ids_T and loss_mask_T with the tokens of all documents; ends_D, where each document ends; the result, one
+    Shapes: ids_T and loss_mask_T with the tokens of all documents; ends_N, where each document ends; the result, one
     number per document.
     """
     ids, mask = memoryview(ids_T.astype("<u4").tobytes()), memoryview(loss_mask_T.astype(np.uint8).tobytes())
     hashed = bytearray()
     start = 0
-    for end in ends_D.tolist():
+    for end in ends_N.tolist():
         state = hashlib.sha256(ids[4 * start : 4 * end])
         state.update(mask[start:end])
         hashed += state.digest()[:8]

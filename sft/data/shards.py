@@ -1,6 +1,6 @@
 """Packed sequences on disk: Arrow IPC files, uncompressed and memory-mapped.
 
-T = tokens of one pack (seq_len), N = packs of one call, D = documents of one pack.
+T = tokens of one pack (seq_len), P = packs of one call, N = documents of one pack.
 """
 
 import json
@@ -20,8 +20,10 @@ from sft.chat.formats.registry import format_named
 from sft.chat.tokenizer import ChatTokenizer
 from sft.chat.turns import read_turn_starts
 from sft.data.documents import DOCUMENTS, DocumentTable, read_documents
+from sft.data.manifest import BuildManifest, SplitFacts
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import LateHashes, Manifest, damaged_files, read_manifest, refuse_damaged
+from sft.storage.json_file import readable
+from sft.storage.manifest import MANIFEST, LateHashes, damaged_files, read_manifest, refuse_damaged
 
 KIND = "shards"
 SCHEMA_VERSION = 4
@@ -38,23 +40,23 @@ Ints = NDArray[Any]
 class Pack:
     """One packed sequence.
 
-    Shapes: input_ids_T, loss_mask_T; doc_lengths_D and doc_ids_D; the tail after the documents is padding.
+    Shapes: input_ids_T, loss_mask_T; doc_lengths_N and doc_ids_N; the tail after the documents is padding.
     """
 
     input_ids_T: Ints
     loss_mask_T: Ints
-    doc_lengths_D: Ints
-    doc_ids_D: Ints
+    doc_lengths_N: Ints
+    doc_ids_N: Ints
     num_supervised: int
 
     @property
     def num_tokens(self) -> int:
-        return int(self.doc_lengths_D.sum())
+        return int(self.doc_lengths_N.sum())
 
     def documents(self) -> Iterator[tuple[int, slice]]:
         """Each document's id and place in the pack."""
         end = 0
-        for doc_id, length in zip(self.doc_ids_D, self.doc_lengths_D, strict=True):
+        for doc_id, length in zip(self.doc_ids_N, self.doc_lengths_N, strict=True):
             yield int(doc_id), slice(end, end := end + int(length))
 
 
@@ -62,16 +64,16 @@ class Pack:
 class Packs:
     """Packed sequences of one shard.
 
-    Shapes: input_ids_NT, loss_mask_NT, num_supervised_N; doc_lengths and doc_ids of all packs one behind the other,
+    Shapes: input_ids_PT, loss_mask_PT, num_supervised_P; doc_lengths and doc_ids of all packs one behind the other,
     those of pack n from ends[n] up to ends[n + 1].
     """
 
-    input_ids_NT: Ints
-    loss_mask_NT: Ints
+    input_ids_PT: Ints
+    loss_mask_PT: Ints
     doc_lengths: Ints
     doc_ids: Ints
     ends: Ints
-    num_supervised_N: Ints
+    num_supervised_P: Ints
 
 
 def is_content(name: str) -> bool:
@@ -91,10 +93,10 @@ def token_type(num_ids: int) -> type[np.uint16] | type[np.uint32]:
 
 def write_shard(path: Path, packs: Packs) -> None:
     """Write packs as one shard file."""
-    schema = _pack_schema(packs.input_ids_NT)
+    schema = _pack_schema(packs.input_ids_PT)
     # The writer's own alignment padding is zeroed, so equal packs give equal bytes.
     with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, schema) as writer:
-        for start in range(0, len(packs.input_ids_NT), PACKS_PER_RECORD_BATCH):
+        for start in range(0, len(packs.input_ids_PT), PACKS_PER_RECORD_BATCH):
             writer.write_batch(_record_batch(packs, slice(start, start + PACKS_PER_RECORD_BATCH), schema))
 
 
@@ -102,50 +104,50 @@ def write_shard(path: Path, packs: Packs) -> None:
 class _Columns:
     """The columns of one record batch, as arrays that lie in the file.
 
-    Shapes: input_ids_NT, loss_mask_NT, num_supervised_N; documents of pack n from ends[n] up to ends[n + 1].
+    Shapes: input_ids_PT, loss_mask_PT, num_supervised_P; documents of pack n from ends[n] up to ends[n + 1].
     """
 
-    input_ids_NT: Ints
-    loss_mask_NT: Ints
+    input_ids_PT: Ints
+    loss_mask_PT: Ints
     doc_lengths: Ints
     doc_ids: Ints
     length_ends: Ints
     id_ends: Ints
-    num_supervised_N: Ints
+    num_supervised_P: Ints
 
     @classmethod
     def of(cls, batch: Any) -> "_Columns":
         ids, mask, lengths, doc_ids, supervised = batch.columns
         return cls(
-            input_ids_NT=ids.flatten().to_numpy().reshape(batch.num_rows, -1),
-            loss_mask_NT=mask.flatten().to_numpy().reshape(batch.num_rows, -1),
+            input_ids_PT=ids.flatten().to_numpy().reshape(batch.num_rows, -1),
+            loss_mask_PT=mask.flatten().to_numpy().reshape(batch.num_rows, -1),
             doc_lengths=lengths.values.to_numpy(),
             doc_ids=doc_ids.values.to_numpy(),
             length_ends=lengths.offsets.to_numpy(),
             id_ends=doc_ids.offsets.to_numpy(),
-            num_supervised_N=supervised.to_numpy(),
+            num_supervised_P=supervised.to_numpy(),
         )
 
     def pack(self, row: int) -> Pack:
         return Pack(
-            self.input_ids_NT[row],
-            self.loss_mask_NT[row],
+            self.input_ids_PT[row],
+            self.loss_mask_PT[row],
             self.doc_lengths[self.length_ends[row] : self.length_ends[row + 1]],
             self.doc_ids[self.id_ends[row] : self.id_ends[row + 1]],
-            int(self.num_supervised_N[row]),
+            int(self.num_supervised_P[row]),
         )
 
 
 class Split:
     """Random access to the packs of one split, straight from the memory-mapped files."""
 
-    def __init__(self, folder: Path, name: str, facts: dict[str, Any], hashes: LateHashes | None = None) -> None:
+    def __init__(self, folder: Path, name: str, facts: SplitFacts, hashes: LateHashes | None = None) -> None:
         self.name, self._hashes = name, hashes or LateHashes(folder)
-        self._batches = [(shard["file"], batch) for shard in facts["shards"] for batch in _open(folder / shard["file"])]
+        self._batches = [(shard.file, batch) for shard in facts.shards for batch in _open(folder / shard.file)]
         self._starts = np.cumsum([0, *(batch.num_rows for _, batch in self._batches)])
         self._views: dict[int, _Columns] = {}
-        if len(self) != facts["packs"]:
-            raise DataError(f"{name} holds {len(self)} packs, the manifest says {facts['packs']}", on=folder)
+        if len(self) != facts.packs:
+            raise DataError(f"{name} holds {len(self)} packs, the manifest says {facts.packs}", on=folder)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -158,9 +160,9 @@ class Split:
         return self._view(number).pack(row)
 
     @cached_property
-    def num_supervised_N(self) -> Ints:
+    def num_supervised_P(self) -> Ints:
         """Supervised tokens of every pack."""
-        return np.concatenate([np.zeros(0, np.uint32), *(view.num_supervised_N for view in self._all_views())])
+        return np.concatenate([np.zeros(0, np.uint32), *(view.num_supervised_P for view in self._all_views())])
 
     @cached_property
     def placed(self) -> tuple[Ints, Ints, Ints]:
@@ -185,7 +187,7 @@ class Split:
 class Shards:
     """A published build: its manifest, splits and documents."""
 
-    def __init__(self, folder: Path, manifest: Manifest, hashes: LateHashes | None = None) -> None:
+    def __init__(self, folder: Path, manifest: BuildManifest, hashes: LateHashes | None = None) -> None:
         self.folder, self.manifest, self._hashes = folder, manifest, hashes or LateHashes(folder)
 
     @classmethod
@@ -196,22 +198,24 @@ class Shards:
 
         Raises: DataError if a file of the content is missing, cut or changed.
         """
-        manifest = read_manifest(folder, KIND, *READABLE_VERSIONS)
-        files = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
-        recorded = manifest["files"]
+        content = read_manifest(folder, KIND, *READABLE_VERSIONS)
+        with readable(folder / MANIFEST, what="not the manifest of a build"):
+            manifest = BuildManifest.from_json(content)
+        files = {shard.file for split in manifest.splits.values() for shard in split.shards}
+        recorded = manifest.files
         late = {file: recorded[file] for file in (QUARANTINE, *(() if check_hashes else files)) if file in recorded}
-        refuse_damaged(folder, damaged_files(folder, manifest, unhashed=late, is_content=is_content))
+        refuse_damaged(folder, damaged_files(folder, recorded, unhashed=late, is_content=is_content))
         return cls(folder, manifest, LateHashes(folder, late))
 
     def split(self, name: str) -> Split:
-        splits = self.manifest["splits"]
+        splits = self.manifest.splits
         if name not in splits:
             raise ConfigError(f"no split {name!r}; it has {', '.join(splits)}", on=self.folder)
         return Split(self.folder, name, splits[name], self._hashes)
 
     @property
     def seq_len(self) -> int:
-        return int(self.manifest["seq_len"])
+        return self.manifest.seq_len
 
     @property
     def tokenizer_path(self) -> Path:
@@ -220,7 +224,7 @@ class Shards:
     @property
     def chat_format(self) -> ChatFormat:
         """How the conversations are written."""
-        return format_named(self.manifest.get("format"))
+        return format_named(self.manifest.format)
 
     def load_tokenizer(self) -> ChatTokenizer:
         """The tokenizer that the build was made with, with its format's control ids."""
@@ -245,8 +249,8 @@ class Shards:
             yield from map(json.loads, lines)
 
 
-def _pack_schema(input_ids_NT: Ints) -> Any:
-    ids, length = pa.from_numpy_dtype(input_ids_NT.dtype), input_ids_NT.shape[1]
+def _pack_schema(input_ids_PT: Ints) -> Any:
+    ids, length = pa.from_numpy_dtype(input_ids_PT.dtype), input_ids_PT.shape[1]
     types = {
         "input_ids": pa.list_(ids, length),
         "loss_mask": pa.list_(pa.uint8(), length),
@@ -258,15 +262,15 @@ def _pack_schema(input_ids_NT: Ints) -> Any:
 
 
 def _record_batch(packs: Packs, chosen: slice, schema: Any) -> Any:
-    ends, length = packs.ends[chosen.start : chosen.stop + 1], packs.input_ids_NT.shape[1]
+    ends, length = packs.ends[chosen.start : chosen.stop + 1], packs.input_ids_PT.shape[1]
     documents = slice(ends[0], ends[-1])
     ends = (ends - ends[0]).astype(np.int32)
     columns = [
-        pa.FixedSizeListArray.from_arrays(packs.input_ids_NT[chosen].reshape(-1), length),
-        pa.FixedSizeListArray.from_arrays(packs.loss_mask_NT[chosen].reshape(-1), length),
+        pa.FixedSizeListArray.from_arrays(packs.input_ids_PT[chosen].reshape(-1), length),
+        pa.FixedSizeListArray.from_arrays(packs.loss_mask_PT[chosen].reshape(-1), length),
         pa.ListArray.from_arrays(ends, pa.array(packs.doc_lengths[documents], pa.uint16())),
         pa.ListArray.from_arrays(ends, pa.array(packs.doc_ids[documents], pa.uint32())),
-        pa.array(packs.num_supervised_N[chosen], pa.uint32()),
+        pa.array(packs.num_supervised_P[chosen], pa.uint32()),
     ]
     return pa.record_batch(
         [column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema

@@ -18,11 +18,13 @@ from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, NumericsError
 from sft.inference.answer import samples
 from sft.inference.load import LoadedModel, find, load
-from sft.model.objective import Objective
+from sft.model.objectives.next_token import NextToken
 from sft.storage.atomic import write_text
 from sft.train.distributed.world import choose_device
+from sft.train.engine.forward import measure
 from sft.train.engine.precision import autocast
-from sft.train.held_out_loss import SourceLoss, held_out_loss, measure
+from sft.train.held_out_loss import SourceLoss, held_out_loss
+from sft.train.run_layout import CHECKPOINTS, RunLayout
 from sft.version import VERSION
 
 
@@ -74,8 +76,8 @@ def _evaluate(loaded: LoadedModel, config: EvalConfig, device: torch.device) -> 
         "step": loaded.state.step if loaded.state else None,
         "shards": shards
         and {
-            "name": shards.manifest["name"],
-            "content_digest": shards.manifest["content_digest"],
+            "name": shards.manifest.name,
+            "content_digest": shards.manifest.content_digest,
             "split": config.split,
             "packs": _num_packs(shards.split(config.split), config),
         },
@@ -95,7 +97,7 @@ def _num_packs(split: Split, config: EvalConfig) -> int:
 def _losses(
     loaded: LoadedModel, shards: Shards, config: EvalConfig, device: torch.device
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    split, objective = shards.split(config.split), Objective(loaded.model)
+    split, objective = shards.split(config.split), NextToken(loaded.model)
     with progress("evaluate", _num_packs(split, config), unit="packs") as advance:
         losses: dict[str, SourceLoss] = held_out_loss(
             lambda batch: measure(objective, device, autocast(device, config.precision), batch),
@@ -111,15 +113,7 @@ def _losses(
         )
     for name, value in losses.items():
         if value.num_tokens:
-            yield (
-                name,
-                {
-                    "loss": value.loss,
-                    "perplexity": value.perplexity,
-                    "accuracy": value.accuracy,
-                    "tokens": value.num_tokens,
-                },
-            )
+            yield name, value.as_record()
 
 
 def _shards(loaded: LoadedModel, config: EvalConfig) -> Shards | None:
@@ -133,18 +127,18 @@ def _shards(loaded: LoadedModel, config: EvalConfig) -> Shards | None:
         return None
     else:
         shards = Shards.open(Path(str(loaded.state.config["shards"])))
-        if shards.manifest["content_digest"] != loaded.state.shards["content_digest"]:
+        if shards.manifest.content_digest != loaded.state.shards["content_digest"]:
             raise ConfigError(
                 "not the build that this checkpoint was trained on", on=shards.folder, hint="set shards=…"
             )
-    if shards.manifest["tokenizer"]["sha256"] != loaded.tokenizer.sha256:
+    if shards.manifest.tokenizer.sha256 != loaded.tokenizer.sha256:
         raise ConfigError("made with another tokenizer than the checkpoint's", on=shards.folder, hint="set shards=…")
     return shards
 
 
 def _default_out(path: Path) -> Path:
-    if (path / "checkpoints").is_dir():
+    if RunLayout(path).checkpoints.is_dir():
         return path / "eval.json"
-    if path.parent.name == "checkpoints":
+    if path.parent.name == CHECKPOINTS:
         return path.parent.parent / f"eval-{path.name}.json"
     return path.parent / f"{path.name}-eval.json"

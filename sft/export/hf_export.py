@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +20,14 @@ from sft.export.chat_template import verify_template
 from sft.export.model_card import CardFacts, model_card
 from sft.inference.load import FORMAT_KEY, TOKENIZER_CONFIG, load_tokenizer
 from sft.model.attention import Documents
-from sft.model.hf_folder import parameter_shapes, read_config, read_weights, write_folder
+from sft.model.hf_folder import read_config, read_weights, write_folder
 from sft.model.lora import PLAIN
-from sft.model.neox.model import build
-from sft.model.stored_weights import HEAD, NEWER_HEAD
+from sft.model.registry import build, family_of, meta_model, parameter_shapes
 from sft.storage.atomic import staged
+from sft.storage.json_file import read_json
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint.store import State, require_whole
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import require_whole
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Largest difference of logits, as a share of the largest logit, that rounding the weights may cause.
@@ -77,7 +77,7 @@ def _write_tokenizer(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig,
     theirs.chat_template = tokenizer.format.chat_template(system)
     theirs.save_pretrained(folder, save_jinja_files=False)
     # transformers 4 and programs built on it know neither the class nor the list of tokens under their newer names.
-    settings = _read_json(folder / TOKENIZER_CONFIG)
+    settings = read_json(folder / TOKENIZER_CONFIG)
     for newer in ("backend", "extra_special_tokens"):
         settings.pop(newer, None)
     settings |= {"additional_special_tokens": list(tokenizer.format.tags), "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -90,7 +90,7 @@ def _write_token_ids(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig)
     """Tell generation where to stop, in the order of the StableLM-Tuned-Alpha card, and how the card samples."""
     ids = {"bos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
     path = folder / "config.json"
-    _write_json(path, _read_json(path) | ids | {"eos_token_id": tokenizer.end_id})
+    _write_json(path, read_json(path) | ids | {"eos_token_id": tokenizer.end_id})
     GenerationConfig(
         **ids,
         eos_token_id=list(tokenizer.stop_ids),
@@ -105,7 +105,7 @@ def _card_facts(
     name: str, shape: ModelConfig, dtype: str, system: str, tokenizer: ChatTokenizer, state: State | None
 ) -> CardFacts:
     training = dataclasses.asdict(state) if state else None
-    return CardFacts(name, shape, _num_parameters(shape), dtype, system, tokenizer, training)
+    return CardFacts(name, shape, meta_model(shape).num_parameters, dtype, system, tokenizer, training)
 
 
 def _verify_tokenizer(folder: Path, tokenizer: ChatTokenizer, system: str) -> None:
@@ -124,7 +124,7 @@ def _verify_tokenizer(folder: Path, tokenizer: ChatTokenizer, system: str) -> No
 @torch.inference_mode()
 def _verify_model(folder: Path, weights: Mapping[str, Tensor], shape: ModelConfig, dtype: str) -> None:
     """Compare what transformers makes of the folder with our model and the checkpoint's own weights."""
-    if _num_parameters(shape) > MAX_PARAMETERS_RUN:
+    if meta_model(shape).num_parameters > MAX_PARAMETERS_RUN:
         _verify_names(folder, shape)
         return
     theirs, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -148,7 +148,8 @@ def _verify_model(folder: Path, weights: Mapping[str, Tensor], shape: ModelConfi
 def _verify_names(folder: Path, shape: ModelConfig) -> None:
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    expected = {HEAD if name == NEWER_HEAD else name: value.shape for name, value in theirs.named_parameters()}
+    our_name = family_of(shape).our_name
+    expected = {our_name(name): value.shape for name, value in theirs.named_parameters()}
     if expected != parameter_shapes(shape):
         raise DataError("transformers expects other tensors than the folder holds", on=folder)
 
@@ -162,15 +163,6 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _num_parameters(shape: ModelConfig) -> int:
-    return sum(math.prod(size) for size in parameter_shapes(shape).values())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config.model import ModelConfig
+from sft.data.manifest import renamed
+from sft.model.registry import family_of
 from sft.version import VERSION
 
 Source = Mapping[str, Any]
@@ -33,11 +35,12 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _lines(facts: CardFacts) -> Iterator[str]:
-    shape = facts.shape
-    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- gpt_neox", "- sft")
+    shape, family = facts.shape, family_of(facts.shape)
+    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation")
+    yield from ("tags:", f"- {family.model_type}", "- sft")
     yield from ("license: other", "---", "", f"# {facts.name}", "")
     yield (
-        f"A GPT-NeoX chat model with {facts.num_parameters:,} parameters ({shape.num_layers} layers, width "
+        f"A {family.title} chat model with {facts.num_parameters:,} parameters ({shape.num_layers} layers, width "
         f"{shape.hidden_size}, {shape.num_heads} heads, {shape.max_positions} positions), weights in {facts.dtype}. "
         f"Exported by sft {VERSION}."
     )
@@ -46,7 +49,7 @@ def _lines(facts: CardFacts) -> Iterator[str]:
     if facts.training:
         yield from ("", "## Training", "", *_training(facts.training))
         yield from ("", "## Data", "", *_data(facts.training["shards"]))
-    yield from ("", "## Licence", "", *_licence(facts.training))
+    yield from ("", "## License", "", *_license(facts.training))
     yield from ("", "## Limits", "")
     yield "It may state falsehoods with confidence, and repeats the biases of its data. Check what it says."
 
@@ -113,21 +116,24 @@ def _adapters(lora: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _data(shards: Mapping[str, Any]) -> Iterator[str]:
-    sources: Mapping[str, Source] = shards["sources"]
+    sources = _sources(shards)
     yield f"Build `{shards['name']}`, content digest `{shards['content_digest']}`."
-    yield from ("", "| source | published at | licence | commercial use |", "| --- | --- | --- | --- |")
-    for source in sources.values():
+    yield from ("", "| source | published at | license | commercial use |", "| --- | --- | --- | --- |")
+    for source in sources:
         commercial = "yes" if source["commercial"] else "no"
-        yield f"| {source['title']} | {source['hub_id']} | {source['licence']} | {commercial} |"
-    yield from ("", *dict.fromkeys(f"- {source['title']}: {source['citation']}" for source in sources.values()))
+        yield f"| {source['title']} | {source['hub_id']} | {source['license']} | {commercial} |"
+    yield from ("", *dict.fromkeys(f"- {source['title']}: {source['citation']}" for source in sources))
 
 
-def _licence(training: Mapping[str, Any] | None) -> Iterator[str]:
-    yield "The licence of the starting weights and those of the training data apply together."
+def _sources(shards: Mapping[str, Any]) -> list[Source]:
+    return [renamed(source) for source in shards["sources"].values()]
+
+
+def _license(training: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "The license of the starting weights and those of the training data apply together."
     if training is None:
         yield "This folder does not say what they are."
         return
-    sources: Mapping[str, Source] = training["shards"]["sources"]
-    barred = [source["title"] for source in sources.values() if not source["commercial"]]
+    barred = [source["title"] for source in _sources(training["shards"]) if not source["commercial"]]
     if barred:
         yield f"**Not for commercial use**, because of {', '.join(barred)}."

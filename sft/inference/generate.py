@@ -11,13 +11,13 @@ from torch import Tensor
 from sft.config.inference import GenerationConfig
 from sft.errors import DataError, NumericsError
 from sft.model.attention import Documents
+from sft.model.base import LanguageModel
 from sft.model.kv_cache import KVCache
-from sft.model.neox.model import NeoX
 
 
 @torch.inference_mode()
 def generate(
-    model: NeoX, prompt_ids: Sequence[int], stop_ids: Sequence[int], config: GenerationConfig, num_ids: int
+    model: LanguageModel, prompt_ids: Sequence[int], stop_ids: Sequence[int], config: GenerationConfig, num_ids: int
 ) -> Iterator[int]:
     """The ids that continue a prompt, each as soon as it is known.
 

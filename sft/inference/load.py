@@ -1,7 +1,6 @@
 """A checkpoint, run folder or exported folder → a model that is ready to answer."""
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,18 @@ import torch
 from sft.chat.formats.registry import format_named
 from sft.chat.tokenizer import ChatTokenizer
 from sft.errors import ConfigError
+from sft.model.base import LanguageModel
 from sft.model.hf_folder import load_weights, read_config
 from sft.model.lora import PLAIN
-from sft.model.neox.model import NeoX, build
+from sft.model.registry import build
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint.store import STATE, State, damage, published, require_whole
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import newest_whole, published, require_whole
+from sft.train.run_layout import STATE_FILE, RunLayout
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 FORMAT_KEY = "chat_format"
 """Under it an exported tokenizer's settings name the chat format."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LoadedModel:
     """A model with its tokenizer, and what its checkpoint says about its training, if it is one of ours."""
 
     folder: Path
-    model: NeoX
+    model: LanguageModel
     tokenizer: ChatTokenizer
     state: State | None
 
@@ -67,7 +67,7 @@ def find_checked(path: Path) -> tuple[Path, State | None]:
 
     Raises: ConfigError if there is none, StorageError if it is a damaged checkpoint.
     """
-    if (path / STATE).is_file() or (path / MANIFEST).is_file():
+    if (path / STATE_FILE).is_file() or (path / MANIFEST).is_file():
         return path, require_whole(path)
     if (path / "config.json").is_file():
         return path, None
@@ -82,11 +82,8 @@ def find(path: Path) -> Path:
     """
     if (path / "config.json").is_file():
         return path
-    found = published(path / "checkpoints") if (path / "checkpoints").is_dir() else []
-    for folder in found:
-        problems = list(damage(folder))
-        if not problems:
-            return folder
-        log.warning("%s is damaged (%s): trying the one before", folder, "; ".join(problems))
-    what = "no whole checkpoint in this run" if found else "holds no checkpoint"
+    checkpoints = RunLayout(path).checkpoints
+    if newest := newest_whole(checkpoints, set_aside=False):
+        return newest
+    what = "no whole checkpoint in this run" if published(checkpoints) else "holds no checkpoint"
     raise ConfigError(what, on=path, hint="name a checkpoint, a run folder or an exported folder")

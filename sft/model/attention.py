@@ -1,6 +1,7 @@
 """Causal attention over packed documents that never see each other.
 
-Shape letters: T tokens, all documents one after the other; H heads; E dimensions per head; N tokens in a cache.
+Shape letters: T tokens, all documents one after the other; H heads; E dimensions per head; N documents;
+K tokens in a cache.
 """
 
 import inspect
@@ -61,12 +62,12 @@ def attend(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, documents: Documents) ->
     return run(q_THE, k_THE, v_THE, documents)
 
 
-def attend_to_cache(q_THE: Tensor, k_NHE: Tensor, v_NHE: Tensor) -> Tensor:
-    """The newest T of N tokens of one document attend to themselves and to everything before them."""
-    num_new, num_all = q_THE.shape[0], k_NHE.shape[0]
-    mask_TN = torch.ones(num_new, num_all, dtype=torch.bool, device=q_THE.device).tril(num_all - num_new)
-    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q_THE, k_NHE, v_NHE))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask_TN)[0].transpose(0, 1)
+def attend_to_cache(q_THE: Tensor, k_KHE: Tensor, v_KHE: Tensor) -> Tensor:
+    """The newest T of K tokens of one document attend to themselves and to everything before them."""
+    num_new, num_all = q_THE.shape[0], k_KHE.shape[0]
+    mask_TK = torch.ones(num_new, num_all, dtype=torch.bool, device=q_THE.device).tril(num_all - num_new)
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q_THE, k_KHE, v_KHE))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask_TK)[0].transpose(0, 1)
 
 
 def backend(device: torch.device | str, dtype: torch.dtype, head_dim: int = 128) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from sft.errors import ConfigError
-from sft.model.neox.model import NeoX
+from sft.model.base import LanguageModel
 
 CXX = "CXX"
 
 
-def compile_blocks(model: NeoX, backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_blocks(model: LanguageModel, backend: str | Callable[..., Any] = "inductor") -> None:
     """Let the parts of the model's blocks be compiled when they first run, once for all blocks and numbers of tokens.
 
     Raises: ConfigError if there is no compiler for what torch.compile writes.
@@ -27,15 +27,9 @@ def compile_blocks(model: NeoX, backend: str | Callable[..., Any] = "inductor") 
             f"compile=true: there is no C++ compiler {compiler}",
             hint=f"install one, name another in {CXX}, or set compile=false",
         )
-    for block in model.gpt_neox.layers:
+    for owner, name in model.compiled_parts():
         # Set on the instances: modules, parameters and their names stay what they are.
-        for owner, name in (
-            (block.attention, "_heads"),
-            (block.attention, "_out"),
-            (block.mlp, "forward"),
-            (block, "_sum"),
-        ):
-            setattr(owner, name, _compiled(getattr(owner, name), backend))
+        setattr(owner, name, _compiled(getattr(owner, name), backend))
 
 
 def _compiled(part: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:

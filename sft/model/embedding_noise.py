@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sft.data.batches.batch import Batch
-from sft.data.batches.sampler import hashes
+from sft.hashing import hashes
 
 _NUM_BITS = 23
 """Of random bits per number: as many as fp32 keeps exactly, with a sign."""
@@ -51,11 +50,6 @@ class EmbeddingNoise:
         unit_T = np.repeat(units_N.astype(np.float32), lengths_N)
         return cls(torch.from_numpy(seeds_T.view(np.int64)).to(device), torch.from_numpy(unit_T).to(device))
 
-    @classmethod
-    def for_batch(cls, batch: Batch, alpha: float, width: int, device: torch.device) -> "EmbeddingNoise | None":
-        """The noise of a batch, if its documents have seeds for it."""
-        return cls.of(batch.doc_lengths, batch.doc_seeds, alpha, width, device) if batch.doc_seeds else None
-
     @torch.no_grad()
     def values(self, width: int) -> Tensor:
         """The noise itself.
@@ -74,7 +68,7 @@ class EmbeddingNoise:
 
 
 def _scattered_(value: Tensor) -> Tensor:
-    """Scatter the bits of 64-bit integers in place, as `sft.data.batches.sampler.scatter` does."""
+    """Scatter the bits of 64-bit integers in place, as `sft.hashing.scatter` does."""
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
         value.bitwise_xor_(_shifted(value, shift)).mul_(_signed(factor))
     return value.bitwise_xor_(_shifted(value, _SHIFTS[-1]))

@@ -1,6 +1,6 @@
 """Keys and values of the tokens seen so far, for generating one sequence.
 
-Shape letters: T new tokens, N tokens so far, H heads, E dimensions per head.
+Shape letters: T new tokens, K tokens in the cache, H heads, E dimensions per head.
 """
 
 from torch import Tensor
@@ -24,10 +24,10 @@ class KVCache:
             room = (self.max_tokens, *k_THE.shape[1:])
             self._layers[layer] = (k_THE.new_empty(room), v_THE.new_empty(room))
         end = self.num_tokens + k_THE.shape[0]
-        k_NHE, v_NHE = self._layers[layer]
-        k_NHE[self.num_tokens : end] = k_THE
-        v_NHE[self.num_tokens : end] = v_THE
-        return k_NHE[:end], v_NHE[:end]
+        k_KHE, v_KHE = self._layers[layer]
+        k_KHE[self.num_tokens : end] = k_THE
+        v_KHE[self.num_tokens : end] = v_THE
+        return k_KHE[:end], v_KHE[:end]
 
     def advance(self, num_new_tokens: int) -> None:
         """Count the new tokens, once all layers have stored theirs."""

@@ -4,7 +4,7 @@ A layer `N` gets the parameters `N.lora_a` and `N.lora_b`; all others keep their
 from `peft`, because that wraps a transformers model and renames every parameter, for these few lines of arithmetic.
 There is no dropout: it would make a run depend on how its batches are divided.
 
-Shape letters: T tokens, I inputs and O outputs of a layer, R rank.
+Shape letters: T tokens, I inputs and O outputs of a layer, A the adapter's rank.
 Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from sft.config.model import LoraConfig
-from sft.model.neox.model import NeoX
+from sft.model.base import LanguageModel
 
 PLAIN = LoraConfig()
 """No adapters."""
@@ -42,24 +42,14 @@ class LoraLinear(nn.Linear):
         return super().forward(x_TI) + change_TO
 
 
-def add_adapters(model: NeoX, config: LoraConfig) -> None:
+def add_adapters(model: LanguageModel, config: LoraConfig) -> None:
     """Freeze the model and put adapters, still without values, beside the layers that the config names."""
     if not config.rank:
         return
     model.requires_grad_(False)
-    for block in model.gpt_neox.layers:
-        for parent in (block.attention, block.mlp):
-            for name in config.targets:
-                if hasattr(parent, name):
-                    setattr(parent, name, LoraLinear(getattr(parent, name), config))
-
-
-@torch.no_grad()
-def initialise_adapters(model: NeoX, seed: int) -> None:
-    """Give fresh adapters their first values, with which they change nothing."""
-    for name, parameter in model.named_parameters():
-        if is_adapter(name):
-            parameter.copy_(first_values(name, parameter.shape, seed))
+    for owner, name in list(model.adapter_layers()):
+        if name in config.targets:
+            setattr(owner, name, LoraLinear(getattr(owner, name), config))
 
 
 def first_values(name: str, shape: torch.Size, seed: int) -> Tensor:
@@ -94,8 +84,8 @@ class Merged(Mapping[str, Tensor]):
         weight_OI, layer = self._stored[name], name.removesuffix(".weight")
         if layer + A not in self._stored:
             return weight_OI
-        b_OR, a_RI = self._stored[layer + B].float(), self._stored[layer + A].float()
-        return (weight_OI.float() + b_OR @ a_RI * self._scaling).to(weight_OI.dtype)
+        b_OA, a_AI = self._stored[layer + B].float(), self._stored[layer + A].float()
+        return (weight_OI.float() + b_OA @ a_AI * self._scaling).to(weight_OI.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._stored if not is_adapter(name))

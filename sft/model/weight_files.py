@@ -1,7 +1,8 @@
 """Tensors in safetensors files, whole or in pieces, of which no more is read than what is asked for.
 
 A tensor lies there under its own name, or in pieces under `NAME@START`: the flattened tensor's elements from START on.
-So several processes may each write what they hold, and any other number of them read it.
+So several processes may each write what they hold, and any other number of them read it. Only safetensors are opened:
+a pickle from outside can run code.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sft.errors import DataError
+from sft.storage.json_file import read_json, readable
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PIECES = "weights-{number:05d}-of-{count:05d}.safetensors"
+"""What each of several processes writes."""
 FLOATING_POINT = ("F32", "F16", "BF16", "F64")
 
 
@@ -60,9 +66,9 @@ class StoredTensors(Mapping[str, Tensor]):
         rename: Callable[[str], str | None] = lambda name: name,
     ) -> None:
         """`rename` gives the name of a stored tensor, or None if it is to be left out."""
-        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         found = [place for file in files for place in _places(file)]
-        self._places: dict[str, list[_Place]] = {name: [] for name in self._shapes}
+        self._places: dict[str, list[_Place]] = {name: [] for name in self.shapes}
         problems = list(self._sort_in(found, rename))
         problems += [text for name, places in self._places.items() for text in self._gaps(name, places)]
         if problems:
@@ -70,7 +76,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def flat(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """The elements of a tensor from start to stop, as if it were flat."""
-        end = prod(self._shapes[name]) if stop is None else stop
+        end = prod(self.shapes[name]) if stop is None else stop
         parts = [
             place.read(max(start, place.start), min(end, place.stop))
             for place in self._places[name]
@@ -79,13 +85,13 @@ class StoredTensors(Mapping[str, Tensor]):
         return parts[0] if len(parts) == 1 else torch.cat(parts or [torch.zeros(0)])
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.flat(name).reshape(self._shapes[name])
+        return self.flat(name).reshape(self.shapes[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self.shapes)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self.shapes)
 
     def _sort_in(self, found: Sequence[tuple[_Place, str]], rename: Callable[[str], str | None]) -> Iterator[str]:
         for place, number_format in found:
@@ -97,13 +103,13 @@ class StoredTensors(Mapping[str, Tensor]):
                 yield f"{stored} is not expected"
                 continue
             self._places[name].append(place)
-            if not start and place.shape != self._shapes[name]:
-                yield f"{stored} has shape {list(place.shape)}, expected {list(self._shapes[name])}"
+            if not start and place.shape != self.shapes[name]:
+                yield f"{stored} has shape {list(place.shape)}, expected {list(self.shapes[name])}"
             if number_format not in FLOATING_POINT:
                 yield f"{stored} holds {number_format} numbers, expected floating point"
 
     def _gaps(self, name: str, places: list[_Place]) -> Iterator[str]:
-        """What speaks against taking these pieces, which are sorted, for the whole tensor."""
+        """Every reason why these pieces are not exactly the whole tensor; sorts them."""
         if not places:
             yield f"{name} is missing"
             return
@@ -116,8 +122,40 @@ class StoredTensors(Mapping[str, Tensor]):
             if place.start > expected:
                 yield f"{name} has a gap: elements {expected} to {place.start} are missing"
             expected = place.stop
-        if "@" in places[-1].key and expected != prod(self._shapes[name]):
-            yield f"{name} has {expected} elements, expected {prod(self._shapes[name])}"
+        if "@" in places[-1].key and expected != prod(self.shapes[name]):
+            yield f"{name} has {expected} elements, expected {prod(self.shapes[name])}"
+
+
+class StoredWeights(StoredTensors):
+    """The parameters in a Hugging Face folder, or in a checkpoint that several processes wrote.
+
+    Raises: DataError at once if the folder does not hold exactly the parameters of these shapes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, Sequence[int]],
+        rename: Callable[[str], str | None] = lambda name: name,
+    ) -> None:
+        super().__init__(_weight_files(folder), shapes, folder, rename)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        with readable(folder / INDEX, hint="fetch the file again"):
+            return [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if pieces := sorted(folder.glob("weights-*-of-*.safetensors")):
+        return pieces
+    if any(folder.glob("*.bin")):
+        raise DataError(
+            "holds pickled weights only, which could run code when opened",
+            on=folder,
+            hint="convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
+        )
+    raise DataError(f"holds neither {WEIGHTS} nor {INDEX}", on=folder, hint="name a Hugging Face model folder")
 
 
 def _places(file: Path) -> list[tuple[_Place, str]]:

@@ -1,4 +1,4 @@
-"""Two jobs never write one folder: whoever writes holds its lease."""
+"""Two jobs never write one folder: a writer holds its lock."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ from sft.errors import StorageError
 
 
 @contextmanager
-def lease(path: Path, of: Path | None = None, *, shared: bool = False) -> Iterator[None]:
+def folder_lock(path: Path, of: Path | None = None, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock file at `path` while the block runs; it guards the folder `of`, or else the one that it lies in.
 
     The system frees it if the process dies. Several processes may hold it together if each asks for a shared one.

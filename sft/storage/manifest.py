@@ -3,7 +3,6 @@
 File formats do not notice a flipped bit; these hashes do. A folder without a manifest is not ours.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import DataError
+from sft.hashing import file_sha256, text_sha256
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json, readable
 
 MANIFEST = "manifest.json"
 SELF = "manifest_sha256"
@@ -20,17 +21,6 @@ SELF = "manifest_sha256"
 Manifest = dict[str, Any]
 IsContent = Callable[[str], bool]
 """Tells by its name whether a file is what the folder is for, or only something said about it."""
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file as hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def text_sha256(text: str) -> str:
-    """The sha256 of a text's UTF-8 bytes as hex digits."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -87,23 +77,19 @@ def read_manifest(folder: Path, kind: str, *schema_versions: int) -> Manifest:
     Raises: DataError if there is none, it is damaged, or it is of another kind or version.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not folder.exists():
-            raise DataError("no such folder", on=folder, hint=f"name a folder that holds {kind}") from None
-        raise DataError(
-            f"not a {kind} folder: it has no {MANIFEST}", on=folder, hint=f"name a folder that holds {kind}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"not readable: {error}", on=path) from error
+    with readable(path):
+        try:
+            manifest = read_json(path)
+        except FileNotFoundError:
+            what = f"not a {kind} folder: it has no {MANIFEST}" if folder.exists() else "no such folder"
+            raise DataError(what, on=folder, hint=f"name a folder that holds {kind}") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         found = manifest.get("kind") if isinstance(manifest, dict) else None
         raise DataError(f"holds {found or 'something else'}, expected {kind}", on=folder)
     if manifest.get("schema_version") not in schema_versions:
-        readable = " or ".join(map(str, schema_versions))
+        known = " or ".join(map(str, schema_versions))
         raise DataError(
-            f"schema version {manifest.get('schema_version')}, this program reads {readable}",
+            f"schema version {manifest.get('schema_version')}, this program reads {known}",
             on=path,
             hint="use the version of sft that wrote it, or build it again",
         )
@@ -112,23 +98,15 @@ def read_manifest(folder: Path, kind: str, *schema_versions: int) -> Manifest:
     return manifest
 
 
-def manifest_kind(folder: Path) -> str | None:
-    """What kind of folder this is, or None if it has no readable manifest."""
-    try:
-        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def damaged_files(
-    folder: Path, manifest: Manifest, *, unhashed: Container[str] = (), is_content: IsContent = is_any
+    folder: Path, files: Mapping[str, dict[str, Any]], *, unhashed: Container[str] = (), is_content: IsContent = is_any
 ) -> Iterator[str]:
-    """One sentence for every file that differs from the manifest: missing, cut, changed or added.
+    """One sentence for every file that differs from what its manifest says of it: missing, cut, changed or added.
 
     The files in `unhashed` are not read, so a change that keeps their size goes unnoticed. Nothing is said about files
     that `is_content` does not take.
     """
-    recorded = {name: facts for name, facts in manifest["files"].items() if is_content(name)}
+    recorded = {name: facts for name, facts in files.items() if is_content(name)}
     yield from _changed_files(folder, recorded, unhashed)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

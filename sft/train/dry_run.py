@@ -1,4 +1,4 @@
-"""`sft train --dry-run`: one step on the dearest packs, then stop. Nothing is written, and what it needs is told.
+"""`sft train --dry-run`: one step on the largest packs, then stop. Nothing is written, and what it needs is told.
 
 What fits here fits in every step of the run: no other has more tokens, or longer documents, in a micro-batch.
 """
@@ -25,7 +25,7 @@ from sft.train.distributed.world import World, choose_device
 from sft.train.engine.base import Engine
 from sft.train.inputs import Inputs, open_inputs
 from sft.train.lr_schedule import learning_rate
-from sft.train.run import make_engine
+from sft.train.setup import make_engine
 
 NUM_ROUNDS = 2
 """Micro-batches of the step: the second one finds gradients that are there already, as most of a run do."""
@@ -53,7 +53,7 @@ def dry_run(
     environ: Mapping[str, str] = os.environ,
     meeting_place: str = "env://",
 ) -> None:
-    """Take one step on the dearest packs and print what the run will need.
+    """Take one step on the largest packs and print what the run will need.
 
     Raises: the SftErrors of a run that cannot work; OutOfMemory as PeerError.
     """
@@ -80,9 +80,9 @@ def dry_run(
 
 def _try(config: TrainConfig, inputs: Inputs, engine: Engine, ranks: RankGroup, device: torch.device) -> Tried:
     split = inputs.split
-    dearest = sorted(range(len(split)), key=lambda pack: (-pack_cost(split, pack), pack))
-    packs = dearest[: config.micro_batch_packs * ranks.size]
-    num_supervised = max(1, int(split.num_supervised_N[packs].sum())) * NUM_ROUNDS
+    largest = sorted(range(len(split)), key=lambda pack: (-pack_cost(split, pack), pack))
+    packs = largest[: config.micro_batch_packs * ranks.size]
+    num_supervised = max(1, int(split.num_supervised_P[packs].sum())) * NUM_ROUNDS
     for number in range(NUM_ROUNDS):
         started_s = _now(device)
         for batch in shared_batches(split, packs, config.micro_batch_packs, ranks):
@@ -90,7 +90,7 @@ def _try(config: TrainConfig, inputs: Inputs, engine: Engine, ranks: RankGroup, 
         computed_s = _now(device)
     result = engine.step(learning_rate(0, inputs.order.num_steps, config.optimizer))
     own = ranks.gather([computed_s - started_s, _now(device) - computed_s, _peak_bytes(device)]).max(axis=0)
-    num_tokens = int(inputs.num_tokens_N[packs].sum())
+    num_tokens = int(inputs.num_tokens_P[packs].sum())
     return Tried(result.loss_sum / num_supervised, num_tokens, float(own[0]), float(own[1]), int(own[2]))
 
 
@@ -100,13 +100,13 @@ def report(
     """What the run will need, line by line."""
     free = shutil.disk_usage(_nearest_folder(Path(config.out))).free
     per_token_s = tried.seconds / tried.num_tokens
-    steps, tokens = inputs.order.num_steps, inputs.num_tokens_N.mean() * inputs.order.num_samples
+    steps, tokens = inputs.order.num_steps, inputs.num_tokens_P.mean() * inputs.order.num_samples
     per_process = "" if world_size == 1 else ", in the process that takes most"
     total = f" of {torch.cuda.mem_get_info(device)[1] / 1e9:.1f}" if device.type == "cuda" else ""
     kept = config.checkpoint.keep_last + 1
     space = "" if free > FREE_SPACE_FACTOR * kept * checkpoint_bytes else ": too little"
     return [
-        f"one step on the dearest packs: loss {tried.loss:.3f}, {tried.num_tokens / tried.seconds:,.0f} tokens/s, "
+        f"one step on the largest packs: loss {tried.loss:.3f}, {tried.num_tokens / tried.seconds:,.0f} tokens/s, "
         f"update {tried.step_s:.2f} s",
         f"memory: {tried.memory_bytes / 1e9:.2f}{total} GB{per_process}",
         f"time: {steps} steps, about {duration(per_token_s * tokens + steps * tried.step_s)} without saving",

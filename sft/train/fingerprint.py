@@ -15,8 +15,8 @@ Identity = dict[str, Any]
 def identity(config: TrainConfig, shards: Shards) -> Identity:
     """Everything that decides which weights the run ends with."""
     inputs = {
-        "shards (content digest)": shards.manifest["content_digest"],
-        "tokenizer (sha256)": shards.manifest["tokenizer"]["sha256"],
+        "shards (content digest)": shards.manifest.content_digest,
+        "tokenizer (sha256)": shards.manifest.tokenizer.sha256,
     }
     same_after_json: Identity = json.loads(json.dumps(dict(_fixed_settings(config, "")) | inputs))
     return same_after_json

@@ -1,25 +1,22 @@
 """Held-out loss, attributed to the source that each document came from.
 
-S = supervised tokens of a batch, D = its documents.
+Shape letters: S supervised tokens of a batch, N its documents.
 """
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sft.data.batches.batch import IGNORE, Batch
 from sft.data.batches.sampler import Order
 from sft.data.documents import DocumentTable
 from sft.data.shards import Split
-from sft.model.attention import Documents
 from sft.train.distributed.rank_batches import shared_batches
 from sft.train.distributed.ranks import SINGLE, RankGroup
+from sft.train.engine.forward import Measure
 
 ALL = "all"
 """The entry that sums up every source."""
@@ -49,9 +46,10 @@ class SourceLoss:
     def accuracy(self) -> float:
         return self.num_correct / self.num_tokens if self.num_tokens else math.nan
 
-
-Measure = Callable[[Batch], tuple[NDArray[np.float64], NDArray[np.bool_]]]
-"""Loss of each supervised token of a batch, and whether it was the likeliest."""
+    def as_record(self) -> dict[str, float]:
+        """What metrics and reports say of it."""
+        names = {"loss": self.loss, "perplexity": self.perplexity, "accuracy": self.accuracy}
+        return {**names, "tokens": self.num_tokens}
 
 
 def held_out_loss(
@@ -91,25 +89,11 @@ def held_out_loss(
     return {**losses, ALL: SourceLoss(float(nll), int(tokens), int(correct))}
 
 
-@torch.no_grad()
-def measure(
-    objective: Callable[..., tuple[Tensor, Tensor]],
-    device: torch.device,
-    autocast: AbstractContextManager[object],
-    batch: Batch,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Loss of each supervised token of a batch, and whether it was the likeliest."""
-    input_ids_T, targets_T = (torch.from_numpy(array).to(device) for array in (batch.input_ids_T, batch.targets_T))
-    with autocast:
-        nll_S, correct_S = objective(input_ids_T, Documents.of(batch.doc_lengths, device), targets_T, per_token=True)
-    return nll_S.double().cpu().numpy(), correct_S.cpu().numpy()
-
-
 def _sources(batch: Batch, documents: DocumentTable) -> NDArray[np.int64]:
     """Source number of each supervised token."""
     is_supervised_T = batch.targets_T != IGNORE
     if not batch.doc_ids:
         return np.zeros(0, np.int64)
-    source_D = np.asarray(documents.source, np.int64)[list(batch.doc_ids)]
-    source_S: NDArray[np.int64] = np.repeat(source_D, batch.doc_lengths)[is_supervised_T]
+    source_N = np.asarray(documents.source, np.int64)[list(batch.doc_ids)]
+    source_S: NDArray[np.int64] = np.repeat(source_N, batch.doc_lengths)[is_supervised_T]
     return source_S

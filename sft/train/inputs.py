@@ -14,12 +14,13 @@ from sft.data.batches.sampler import Order
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError, StorageError
 from sft.storage.manifest import MANIFEST
-from sft.train.checkpoint.store import State, has_bad, newest_whole
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import has_bad, newest_whole
 from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, identity
-from sft.train.monitor import metrics
-from sft.train.monitor.metrics import Record
+from sft.train.monitor.records import SAVE, Record, read_records
 from sft.train.run_folder import RunFolder, require_same
+from sft.train.run_layout import RunLayout
 from sft.train.stop import Clock
 
 LONGEST_DELAY_S = 60.0
@@ -37,6 +38,7 @@ class Inputs:
     """Present if the run measures held-out loss."""
     order: Order
     identity: Identity
+    folder: RunLayout
     run_id: str = ""
     records: Sequence[Record] = ()
     """The metrics of earlier attempts."""
@@ -49,7 +51,7 @@ class Inputs:
         return self.state is not None and self.state.step >= self.order.num_steps
 
     @cached_property
-    def num_tokens_N(self) -> NDArray[np.int64]:
+    def num_tokens_P(self) -> NDArray[np.int64]:
         """Tokens of every pack, without padding."""
         _, lengths, counts = self.split.placed
         starts = np.cumsum(counts) - counts
@@ -73,7 +75,7 @@ def read_inputs(config: TrainConfig, folder: RunFolder, ranks: RankGroup) -> Inp
         state = State.read(visible(path)) if path else None
         if state:
             require_same(state.identity, inputs.identity, folder.path)
-    records = metrics.read_records(folder.metrics) if ranks.is_first else []
+    records = read_records(folder.metrics) if ranks.is_first else []
     return replace(inputs, run_id=run_id, records=records, checkpoint=path, state=state)
 
 
@@ -84,17 +86,19 @@ def open_inputs(config: TrainConfig) -> Inputs:
     """
     shards = Shards.open(Path(config.shards))
     split = shards.split("train")
-    order = Order(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    order = Order.of(config, split)
     if order.num_steps < 1:
         raise ConfigError(f"epochs={config.epochs}: not one of {len(split)} packs to train on", on=config.shards)
-    return Inputs(shards, split, _valid_split(config, shards), order, identity(config, shards))
+    return Inputs(
+        shards, split, _valid_split(config, shards), order, identity(config, shards), RunLayout(Path(config.out))
+    )
 
 
 def _enter(config: TrainConfig, folder: RunFolder, ident: Identity) -> tuple[str, str | None]:
     """The run's id and the name of its newest whole checkpoint."""
     run_id = folder.enter(config, ident)
-    checkpoint = newest_whole(folder.checkpoints)
-    has_saved = any(record["kind"] == metrics.SAVE for record in metrics.read_records(folder.metrics))
+    checkpoint = newest_whole(folder.checkpoints, set_aside=True)
+    has_saved = any(record["kind"] == SAVE for record in read_records(folder.metrics))
     if checkpoint is None and (has_bad(folder.checkpoints) or has_saved):
         raise StorageError(
             "the run has saved before, but no whole checkpoint is left",

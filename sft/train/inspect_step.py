@@ -6,18 +6,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from sft.config.loading import load
+from sft.config.loading import load, with_todays_names
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import read_yaml
 from sft.data.batches.sampler import Order
 from sft.data.inspect.show import print_packs
 from sft.data.report.pack_browser import visible
 from sft.data.shards import Shards
-from sft.errors import ConfigError, DataError
+from sft.errors import ConfigError, DataError, listed
 from sft.train.fingerprint import differences, identity
-from sft.train.monitor.bad_steps import bad_step_path, read_bad_step
-from sft.train.monitor.metrics import SCALE, SPIKE, STEP, Record, read_records
-from sft.train.run_folder import CONFIG_FILE, RUN_FILE, RunFolder
+from sft.train.monitor.bad_steps import read_bad_step
+from sft.train.monitor.records import SCALE, SPIKE, STEP, Record, read_records
+from sft.train.run_folder import RunFolder
 
 
 def show_step(path: Path, step: int, console: Console, *, full: bool = False) -> None:
@@ -27,7 +27,7 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
     """
     folder = RunFolder(path)
     config, shards = run_inputs(folder)
-    order = Order(len(shards.split("train")), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    order = Order.of(config, shards.split("train"))
     if not 1 <= step <= order.num_steps:
         raise ConfigError(f"no step {step}: the run has {order.num_steps}, counted from 1", on=path)
     packs = order.batch(step - 1)
@@ -43,19 +43,21 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
 
 def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
     """The settings and shards of the run, made sure to be those that it trained with."""
-    if not (folder.path / RUN_FILE).is_file():
+    if not folder.record.is_file():
         raise ConfigError(
-            f"not a run folder: it has no {RUN_FILE}", on=folder.path, hint="name the folder that sft train wrote"
+            f"not a run folder: it has no {folder.record.name}",
+            on=folder.path,
+            hint="name the folder that sft train wrote",
         )
-    config = load(TrainConfig, [read_yaml(folder.path / CONFIG_FILE)]).config
+    config = load(TrainConfig, [with_todays_names(TrainConfig, read_yaml(folder.config))]).config
     shards = Shards.open(Path(config.shards), check_hashes=False)
     _, before = folder.read()
     changed = differences(before, identity(config, shards))
     if changed:
         raise DataError(
-            "other settings or shards than the run has trained with:" + "".join(f"\n  - {line}" for line in changed),
+            f"other settings or shards than the run has trained with:{listed(changed)}",
             on=folder.path,
-            hint=f"restore {CONFIG_FILE} and {config.shards}",
+            hint=f"restore {folder.config.name} and {config.shards}",
         )
     return config, shards
 
@@ -67,7 +69,7 @@ def _logged(folder: RunFolder, step: int) -> str:
     if STEP not in records:
         return "not in metrics.jsonl: the step is still to come"
     events = [_EVENTS[kind].format(**record) for kind, record in records.items() if kind in _EVENTS]
-    return "\n".join([_sentence(records[STEP]), *events, *_bad(folder.path, records[STEP])])
+    return "\n".join([_sentence(records[STEP]), *events, *_bad(folder, records[STEP])])
 
 
 _EVENTS = {
@@ -76,12 +78,12 @@ _EVENTS = {
 }
 
 
-def _bad(run: Path, record: Record) -> Iterator[str]:
+def _bad(folder: RunFolder, record: Record) -> Iterator[str]:
     """The verdict in the file about a bad step, unless a later attempt took the step anew."""
-    told = read_bad_step(run, record["step"])
+    told = read_bad_step(folder.bad_step(record["step"]))
     if told and told.get("attempt") == record.get("attempt"):
         ended = ", and the run ended here" if told.get("ended_the_run") else ""
-        yield f"bad step: {told.get('reason')}{ended}; every row is in {bad_step_path(run, record['step'])}"
+        yield f"bad step: {told.get('reason')}{ended}; every row is in {folder.bad_step(record['step'])}"
 
 
 def _sentence(record: Record) -> str:

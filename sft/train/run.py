@@ -1,95 +1,69 @@
-"""Everything a run needs, made ready before the first step: what it reads, where it stands, what it works with."""
+"""A run in progress: its parts, and what can be said from them about where it stands."""
 
 import logging
-import platform
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
-
-import torch
+from typing import Any
 
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_values
-from sft.data.shards import TOKENIZER
-from sft.model.compile import compile_blocks
-from sft.model.hf_folder import parameter_shapes, read_config
-from sft.model.lora import add_adapters
-from sft.model.neox.model import NeoX
-from sft.train.checkpoint.async_writer import Saver
-from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
-from sft.train.checkpoint.rng import random_state, restore_random_state
-from sft.train.checkpoint.store import STATE, State
-from sft.train.checkpoint.tensors import StoredSlices
+from sft.train.checkpoint.checkpointer import Checkpointer
+from sft.train.checkpoint.rng import random_state
+from sft.train.checkpoint.state import State
 from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.base import Engine
-from sft.train.engine.deepspeed.engine import DeepSpeedEngine
-from sft.train.engine.fsdp import make_mesh
-from sft.train.engine.native import TorchEngine
-from sft.train.engine.optimizer import trained
 from sft.train.inputs import Inputs
-from sft.train.monitor import metrics
 from sft.train.monitor.hang_limit import STEP
-from sft.train.monitor.health import Counts
+from sft.train.monitor.health import HealthMonitor
 from sft.train.monitor.ledger import Ledger
 from sft.train.monitor.metrics import Tracker
-from sft.train.monitor.pace import Pace
 from sft.train.monitor.profiler import StepProfiler
-from sft.train.monitor.stragglers import SlowRanks
+from sft.train.monitor.stragglers import StragglerMonitor
 from sft.train.monitor.watchdog import Watchdog
-from sft.train.run_folder import RunFolder
-from sft.train.stop import Clock, Stop
-from sft.version import VERSION
+from sft.train.stop import Stop
+from sft.version import VERSION, versions_of
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Monitors:
+    """What watches a run and writes down what happens."""
+
+    tracker: Tracker
+    ledger: Ledger
+    health: HealthMonitor
+    stragglers: StragglerMonitor
+    watchdog: Watchdog
+    profiler: StepProfiler
+
+
+@dataclass(frozen=True)
 class Run:
-    """A run in progress, as one of its processes sees it."""
+    """A run in progress, as one of its processes sees it; what changes is inside the parts, which alone change it."""
 
     config: TrainConfig
-    folder: RunFolder
     inputs: Inputs
     ranks: RankGroup
     engine: Engine
-    saver: Saver
-    tracker: Tracker
-    ledger: Ledger
+    checkpointer: Checkpointer
+    monitors: Monitors
     stop: Stop
-    counts: Counts
-    clock: Clock
-    watchdog: Watchdog
-    pace: Pace
-    slow_ranks: SlowRanks
-    profiler: StepProfiler
-    saved_step: int
-    """Step of the newest checkpoint, 0 if there is none."""
-    saving_step: int = 0
-    """Step of the last save that was begun, and when."""
-    save_started_s: float = 0.0
-    num_failed_saves: int = 0
-    """Saves in a row that the disk refused."""
-    is_stop_agreed: bool = False
-    """True once any process has a reason to stop."""
-    consumed: tuple[int, ...] = ()
-    """Packs that this process has computed in the last step."""
-    step_s: float = 0.0
-    """How long the last step took."""
-    eval_loss: float | None = None
-    """Held-out loss of the last step, if it was measured."""
 
     @property
-    def is_finished(self) -> bool:
-        return self.counts.num_steps >= self.inputs.order.num_steps
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.monitors.health.counts.num_steps
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.inputs.order.num_steps
 
     @property
     def position(self) -> int:
         """Packs consumed, repeats of later epochs counted."""
-        return min(self.counts.num_steps * self.config.batch_packs, self.inputs.order.num_samples)
+        return min(self.step * self.config.batch_packs, self.inputs.order.num_samples)
 
     @property
     def epoch(self) -> float:
@@ -99,17 +73,20 @@ class Run:
     @cached_property
     def cost_per_token(self) -> float:
         """What the linear layers cost for a token, in pairs of tokens that attend to each other."""
-        shape = self.engine.model.config
-        head, block = shape.vocab_size, 4 * shape.hidden_size + 2 * shape.intermediate_size
-        return (head + shape.num_layers * block) / (2 * shape.num_layers)
+        model = self.engine.model
+        return model.flops_per_token / model.flops_per_pair
 
     def is_due(self, every_steps: int) -> bool:
         """True after every `every_steps` steps and after the last one; 0 is never."""
-        return every_steps > 0 and (self.counts.num_steps % every_steps == 0 or self.is_finished)
+        return every_steps > 0 and (self.step % every_steps == 0 or self.step == self.num_steps)
 
     def beat(self, phase: str) -> None:
         """Tell the watchdog that this process lives, and what it does."""
-        self.watchdog.beat(phase, self.counts.num_steps + (phase == STEP))
+        self.monitors.watchdog.beat(phase, self.step + (phase == STEP))
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Report something about the run after the steps done so far."""
+        self.monitors.tracker.log(kind, self.step, **values)
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
@@ -119,119 +96,27 @@ class Run:
     def warn(self, text: str) -> None:
         """Log a warning about the step in progress, once for all processes."""
         if self.ranks.is_first:
-            log.warning("step %d: %s", self.counts.num_steps + 1, text)
+            log.warning("step %d: %s", self.step + 1, text)
 
-    def rest_of_checkpoint(self) -> Callable[[Path], list[Path]]:
-        """Writes what a checkpoint of this moment holds besides tensors, whenever it is called."""
-        manifest, tokenizer = self.inputs.shards.manifest, self.inputs.shards.tokenizer_path
-        state = State(
-            step=self.counts.num_steps,
+    def state(self) -> State:
+        """What a checkpoint of this moment holds besides tensors."""
+        manifest, health = self.inputs.shards.manifest, self.monitors.health
+        return State(
+            step=self.step,
             position=self.position,
             epoch=self.epoch,
-            counts=replace(self.counts),
+            counts=replace(health.counts),
             identity=self.inputs.identity,
             config=as_values(self.config),
-            shards={key: manifest.get(key) for key in ("name", "content_digest", "sources", "tokenizer", "format")},
+            shards=manifest.as_training_data(),
             engine=self.engine.state(),
-            ledger=self.ledger.digest,
-            eval_loss=self.eval_loss,
+            ledger=self.monitors.ledger.digest,
+            eval_loss=health.eval_loss,
             rng=random_state(),
             versions=versions(),
         )
 
-        def write(folder: Path) -> list[Path]:
-            shutil.copyfile(tokenizer, folder / TOKENIZER)
-            state.write(folder)
-            return [folder / TOKENIZER, folder / STATE]
-
-        return write
-
 
 def versions() -> dict[str, str]:
     """Versions of what decides the bits of a run."""
-    packages = ("torch", "safetensors", "numpy", "pyarrow")
-    return {"sft": VERSION, "python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-@contextmanager
-def start(
-    config: TrainConfig,
-    inputs: Inputs,
-    folder: RunFolder,
-    ranks: RankGroup,
-    device: torch.device,
-    stop: Stop,
-    clock: Clock,
-    watchdog: Watchdog,
-) -> Iterator[Run]:
-    """The run with its weights loaded and its metrics open."""
-    torch.manual_seed(config.seed)
-    with ranks.raise_on_all():
-        engine = make_engine(config, inputs, ranks, device)
-    state = inputs.state
-    step = state.step if state else 0
-    if state:
-        restore_random_state(state.rng)
-    elif inputs.records:
-        log.warning("%s: ended before its first checkpoint, starting from step 0 again", folder.path)
-    counts = replace(state.counts) if state else Counts()
-    pace, slow_ranks = Pace(device, clock), SlowRanks(ranks.gather_json(platform.node()))
-    saver = Saver(folder.checkpoints, ranks, engine.model.config)
-    with ExitStack() as opened:
-        with ranks.raise_on_all():
-            tracker, ledger = _records(config, inputs, folder) if ranks.is_first else (metrics.Tracker([], 0), Ledger())
-        opened.callback(tracker.close)
-        opened.callback(saver.wait)
-        profiler = StepProfiler(folder.path, ranks.rank, config.profiler.start_step, config.profiler.steps)
-        opened.callback(profiler.close)
-        yield Run(
-            config,
-            folder,
-            inputs,
-            ranks,
-            engine,
-            saver,
-            tracker,
-            ledger,
-            stop,
-            counts,
-            clock,
-            watchdog,
-            pace,
-            slow_ranks,
-            profiler,
-            saved_step=step,
-        )
-
-
-def _records(config: TrainConfig, inputs: Inputs, folder: RunFolder) -> tuple[Tracker, Ledger]:
-    """What the first process writes for all, rid of the steps that will be taken again."""
-    step = inputs.state.step if inputs.state else 0
-    metrics.supersede(folder.metrics, inputs.records, step)
-    ledger = Ledger(folder.ledger, step)
-    if inputs.state and ledger.digest != inputs.state.ledger:
-        log.warning("%s is not the ledger that %s was saved with", folder.ledger, inputs.checkpoint)
-    return metrics.open_tracker(config, folder.metrics, inputs.records, inputs.run_id, step=step), ledger
-
-
-def make_engine(config: TrainConfig, inputs: Inputs, ranks: RankGroup, device: torch.device) -> Engine:
-    """The engine that the run asks for, where its newest checkpoint has left it or with its first weights."""
-    shards, checkpoint, state = inputs.shards, inputs.checkpoint, inputs.state
-    shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
-    with torch.device("meta"):
-        model = NeoX(shape, activation_checkpointing=config.activation_checkpointing)
-        add_adapters(model, config.lora)
-    if config.compile:
-        compile_blocks(model)
-    engine: Engine
-    if config.engine == "deepspeed":
-        engine = DeepSpeedEngine(model, config, device)
-    else:
-        mesh = make_mesh(device, ranks.size, config.fsdp.shard_size) if ranks.size > 1 else None
-        engine = TorchEngine(model, config, device, mesh)
-    if checkpoint and state:
-        shapes = parameter_shapes(shape, config.lora)
-        engine.restore(StoredSlices(checkpoint, shapes, trained(model)), state.engine)
-    else:
-        engine.load(StartingWeights(config.model, shape, config.seed, config.lora))
-    return engine
+    return {"sft": VERSION, **versions_of("torch", "safetensors", "numpy", "pyarrow")}

@@ -8,27 +8,21 @@ from pathlib import Path
 
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_yaml
-from sft.errors import ConfigError, StorageError
+from sft.errors import ConfigError, StorageError, listed
 from sft.storage.atomic import write_text
-from sft.storage.folder_lock import lease
+from sft.storage.folder_lock import folder_lock
+from sft.storage.json_file import read_json, readable
 from sft.train.checkpoint.store import clean
 from sft.train.distributed.ranks import RankGroup
 from sft.train.fingerprint import Identity, differences
-from sft.train.monitor.ledger import LEDGER
-from sft.train.monitor.metrics import STEP, read_records
-from sft.train.monitor.watchdog import STACKS
-from sft.train.stop import STOP_FILE
+from sft.train.monitor.records import STEP, read_records
+from sft.train.run_layout import CHECKPOINTS, STACKS, STOP_FILE, RunLayout
 
-RUN_FILE, CONFIG_FILE, METRICS_FILE, LOCK_FILE = "run.json", "config.yaml", "metrics.jsonl", ".lock"
 SCHEMA_VERSION = 1
 
 
-class RunFolder:
+class RunFolder(RunLayout):
     """Where one run keeps everything."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.checkpoints = path, path / "checkpoints"
-        self.metrics, self.ledger = path / METRICS_FILE, path / LEDGER
 
     @classmethod
     @contextmanager
@@ -51,10 +45,10 @@ class RunFolder:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot be made: {error}", on=path, hint="check space and permissions") from error
-        with lease(path / LOCK_FILE):
+        with folder_lock(folder.lock):
             clean(folder.checkpoints)
             # A wish to stop was meant for the process that ran then, and that one is gone.
-            (path / STOP_FILE).unlink(missing_ok=True)
+            folder.stop_file.unlink(missing_ok=True)
             yield folder
 
     def has_history(self) -> bool:
@@ -72,8 +66,8 @@ class RunFolder:
         else:
             run_id = secrets.token_hex(8)
             record = {"schema_version": SCHEMA_VERSION, "run_id": run_id, "identity": identity}
-            write_text(self.path / RUN_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        write_text(self.path / CONFIG_FILE, as_yaml(config))
+            write_text(self.record, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.config, as_yaml(config))
         return run_id
 
     def read(self) -> tuple[str, Identity]:
@@ -81,9 +75,9 @@ class RunFolder:
 
         Raises: StorageError if they cannot be read.
         """
-        path = self.path / RUN_FILE
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+        path = self.record
+        with readable(path, StorageError, hint="restore it, or name another out"):
+            record = read_json(path)
             if record["schema_version"] != SCHEMA_VERSION:
                 raise ConfigError(
                     f"schema version {record['schema_version']}, this program reads {SCHEMA_VERSION}",
@@ -91,8 +85,6 @@ class RunFolder:
                     hint="use the version of sft that wrote it",
                 )
             return str(record["run_id"]), dict(record["identity"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"not readable: {error!r}", on=path, hint="restore it, or name another out") from error
 
 
 def require_same(before: Identity, now: Identity, where: Path) -> None:
@@ -103,19 +95,19 @@ def require_same(before: Identity, now: Identity, where: Path) -> None:
     changed = differences(before, now)
     if changed:
         raise ConfigError(
-            "holds a run under other conditions:" + "".join(f"\n  - {line}" for line in changed),
+            f"holds a run under other conditions:{listed(changed)}",
             on=where,
             hint="go back to these values, or name another out for a new run",
         )
 
 
 def _refuse_foreign(path: Path) -> None:
-    if not path.exists() or (path / RUN_FILE).is_file():
+    if not path.exists() or RunLayout(path).record.is_file():
         return
     if not path.is_dir():
         raise ConfigError("holds something else: it is a file", on=path, hint="name another out")
     # What a process that was killed right after its start may leave.
-    ours = {"checkpoints", STACKS, STOP_FILE}
+    ours = {CHECKPOINTS, STACKS, STOP_FILE}
     names = sorted(item.name for item in path.iterdir() if not item.name.startswith(".") and item.name not in ours)
     if names:
         raise ConfigError(f"holds something else: {', '.join(names[:5])}", on=path, hint="name another out")

@@ -14,8 +14,8 @@ from types import FrameType
 
 from sft.errors import ConfigError, StopRequested
 from sft.train.distributed.ranks import RankGroup
+from sft.train.run_layout import RunLayout
 
-STOP_FILE = "STOP"
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 Clock = Callable[[], float]
@@ -25,8 +25,15 @@ class Stop:
     """Knows whether, and why, the run should stop."""
 
     def __init__(self, run_folder: Path, deadline_s: float = math.inf, clock: Clock = time.monotonic) -> None:
-        self._file, self._deadline_s, self._clock = run_folder / STOP_FILE, deadline_s, clock
+        self._file, self._deadline_s, self._clock = RunLayout(run_folder).stop_file, deadline_s, clock
         self._signal: str | None = None
+        self.is_agreed = False
+        """True once all processes know that one of them is asked to stop."""
+
+    @property
+    def is_asked(self) -> bool:
+        """True if this process has a reason to stop."""
+        return self.reason() is not None
 
     def reason(self) -> str | None:
         """Why to stop now, or None."""
@@ -36,12 +43,17 @@ class Stop:
             return f"found {self._file}"
         return "the job's time is nearly up" if self._clock() >= self._deadline_s else None
 
+    def agree(self, is_asked: bool) -> None:
+        """Take what all processes know: whether one of them is asked to stop."""
+        self.is_agreed = is_asked
+
     def in_agreement(self, ranks: RankGroup) -> None:
         """Give up what all processes are doing if one of them is asked to stop.
 
         Raises: StopRequested, on all of them.
         """
-        if ranks.gather([self.reason() is not None]).any():
+        if ranks.gather([self.is_asked]).any():
+            self.agree(True)
             raise StopRequested("asked to stop")
 
     def clear_file(self) -> None:

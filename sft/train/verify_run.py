@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft.data.batches.sampler import Order
-from sft.errors import ConfigError, DataError
-from sft.train.checkpoint.store import State, published, require_whole
+from sft.errors import ConfigError, DataError, listed
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import published, require_whole
 from sft.train.inspect_step import run_inputs
 from sft.train.monitor.ledger import BEGINNING, chained, read_lines
 from sft.train.run_folder import RunFolder
@@ -44,14 +45,12 @@ def _whole(folder: Path, state: State) -> str:
 
 def _verified_ledger(folder: RunFolder, states: list[State]) -> str:
     config, shards = run_inputs(folder)
-    order = Order(len(shards.split("train")), config.batch_packs, config.epochs, config.seed, config.max_steps)
+    order = Order.of(config, shards.split("train"))
     num_steps = max(state.step for state in states)
     problems = [*_wrong_steps(folder.ledger, order, num_steps), *_broken_chain(folder.ledger, states)]
     if problems:
-        left = len(problems) - NUM_SHOWN
-        more = f"\n  - and {left} more" if left > 0 else ""
         raise DataError(
-            "not what the run should have done:" + "".join(f"\n  - {text}" for text in problems[:NUM_SHOWN]) + more,
+            f"not what the run should have done:{listed(problems, NUM_SHOWN)}",
             on=folder.ledger,
             hint="do not trust checkpoints after the first of these steps",
         )

@@ -43,14 +43,14 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _describe(shards: Any) -> dict[str, Any]:
-    splits, sources = shards.manifest["splits"], shards.manifest["sources"].values()
-    tokens = sum(split["tokens"] for split in splits.values())
+    splits, sources = shards.manifest.splits, shards.manifest.sources.values()
+    tokens = sum(split.tokens for split in splits.values())
     return {
-        "rows": sum(source["rows_read"] for source in sources),
-        "documents": sum(source["documents"] for source in sources),
+        "rows": sum(source.rows_read for source in sources),
+        "documents": sum(source.documents for source in sources),
         "tokens": tokens,
-        "density": splits["train"]["density"],
-        "content_digest": shards.manifest["content_digest"],
+        "density": splits["train"].density,
+        "content_digest": shards.manifest.content_digest,
     }
 
 
@@ -74,7 +74,7 @@ def prepare_inputs(mixture: Path, settings: list[str], folder: Path) -> Job:
 
 def _write_inputs(folder: Path, texts: list[str], shards: Any) -> dict[str, Any]:
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
-    splits = (shards.split(name) for name in shards.manifest["splits"])
+    splits = (shards.split(name) for name in shards.manifest.splits)
     packs = (split[number] for split in splits for number in range(len(split)))
     documents = tokenizer.decode([pack.input_ids_T[place] for pack in packs for _, place in pack.documents()])
     for name, rows in (("turns", texts), ("documents", documents)):

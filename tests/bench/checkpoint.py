@@ -26,7 +26,8 @@ from sft.config.model import InitConfig, ModelConfig
 from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.model.neox.model import NeoX
-from sft.train.checkpoint.async_writer import Saver
+from sft.model.objectives.next_token import NextToken
+from sft.train.checkpoint.async_writer import AsyncWriter
 from sft.train.checkpoint.initial_weights import StartingWeights
 from sft.train.distributed.ranks import SINGLE
 from sft.train.engine.native import TorchEngine
@@ -40,7 +41,7 @@ def make_engine(shape: ModelConfig) -> TorchEngine:
     config = TrainConfig(shards="", model=init, out="", precision="fp32", batch_packs=1)
     with torch.device("meta"):
         model = NeoX(shape)
-    engine = TorchEngine(model, config, torch.device("cpu"))
+    engine = TorchEngine(NextToken(model), config, torch.device("cpu"))
     engine.load(StartingWeights(init, shape, 0))
     return engine
 
@@ -49,7 +50,7 @@ class Ours:
     """Our saver, waited for at once or not."""
 
     def __init__(self, shape: ModelConfig, folder: Path, *, waits: bool) -> None:
-        self._saver, self._waits = Saver(folder, SINGLE, shape), waits
+        self._saver, self._waits = AsyncWriter(folder, SINGLE, shape), waits
 
     def begin(self, engine: TorchEngine, step: int) -> float:
         started_s = time.perf_counter()

@@ -20,14 +20,14 @@ def prepare_weights(shards: Path, preset: str, seed: int, folder: Path) -> Job:
 
     from sft.data.shards import Shards
     from sft.model.hf_folder import write_folder
-    from sft.model.neox.model import build, initialise
+    from sft.model.registry import build
     from sft.train.checkpoint.initial_weights import starting_shape
 
     shape = starting_shape(InitConfig("scratch", preset), Shards.open(shards))
 
     def run() -> int:
         model = build(shape, "cpu")
-        initialise(model, torch.Generator().manual_seed(seed))
+        model.initialise(torch.Generator().manual_seed(seed))
         folder.mkdir()
         write_folder(dict(model.named_parameters()), shape, folder, torch.float32, 1 << 40)
         return sum(parameter.numel() for parameter in model.parameters())
@@ -41,7 +41,7 @@ def prepare_own(work: Work) -> Job:
 
     from sft.train import loop
     from sft.train.engine.native import TorchEngine
-    from sft.train.monitor import metrics
+    from sft.train.monitor import metrics, records
 
     torch.set_num_threads(work.threads)
     optimizer = OptimizerConfig(LR, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM, warmup_steps=0, schedule="constant")
@@ -68,8 +68,8 @@ def prepare_own(work: Work) -> Job:
             patches.enter_context(watch.calls("logging", metrics.Tracker, "log"))
             patches.enter_context(watch.calls("ledger", loop, "settle"))
             loop.train(config)
-        records = metrics.read_records(Path(config.out) / "metrics.jsonl")
-        return [record for record in records if record["kind"] == metrics.STEP]
+        told = records.read_records(Path(config.out) / "metrics.jsonl")
+        return [record for record in told if record["kind"] == records.STEP]
 
     def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
         columns = {name: [record[name] for record in records] for name in ("loss", "grad_norm", "tokens")}

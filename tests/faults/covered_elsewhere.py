@@ -53,7 +53,7 @@ ELSEWHERE = (
     tested("E2", "decompression bomb", "P6", "tests/integration/test_build_memory.py"),
     open_kind("E3", "path that leads outside, in a recipe or manifest", "c", "nothing plants it yet"),
     tested("E4", "remote code or pickled weights in a model folder", "P6", "tests/unit/model/test_hf_folder.py"),
-    tested("E5", "YAML tags, interpolation of the environment", "P6", "tests/unit/test_settings_yaml.py"),
+    tested("E5", "YAML tags, interpolation of the environment", "P6", "tests/unit/config/test_yaml_text.py"),
     open_kind("E6", "run name with slash, quote, 300 characters", "c, s", "nothing plants it yet"),
     open_kind("I1", "time limit, pre-emption, ten requeues", "s", "nothing plants it yet"),
     tested("I2", "warning early or never", "P1", *SLURM),

@@ -67,7 +67,7 @@ def unstaged_checkpoints() -> None:
 
 def retire_in_place(_original: Any, checkpoints: Path, config: Any) -> None:
     """Delete old checkpoints without taking their names away first."""
-    for folder in sorted(checkpoints.glob("step-*"), reverse=True)[config.checkpoint.keep_last :]:
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True)[config.keep_last :]:
         shutil.rmtree(folder)
 
 
@@ -116,7 +116,7 @@ def deaf_to_others() -> None:
 
     def settling(original: Any, run: Any) -> None:
         original(run)
-        run.is_stop_agreed = run.stop.reason() is not None
+        run.stop.is_agreed = run.stop.reason() is not None
 
     failpoints.replace("sft.train.loop:settle", settling)
 
@@ -148,7 +148,9 @@ MUTATIONS = (
         ("A14",),
     ),
     Mutation("leftovers are not cleaned", instead("sft.train.run_folder:clean", nothing), ("B6", "A2")),
-    Mutation("no lease", instead("sft.train.run_folder:lease", lambda *_: contextlib.nullcontext()), ("H8",)),
+    Mutation(
+        "no folder lock", instead("sft.train.run_folder:folder_lock", lambda *_: contextlib.nullcontext()), ("H8",)
+    ),
     Mutation("a changed run is not refused", instead("sft.train.run_folder:differences", lambda *_: []), ("B11",)),
     Mutation("masks are one token late", instead("sft.data.batches.batch:join", shifted), ("A5",)),
     Mutation(
@@ -157,21 +159,19 @@ MUTATIONS = (
     Mutation(
         "the loss scale is not restored", instead("sft.train.engine.loss_scale:LossScale.restore", nothing), ("A13",)
     ),
-    Mutation("a resume skips a step", instead("sft.train.checkpoint.store:State.read", one_step_ahead), ("A5",)),
-    Mutation(
-        "records past the restored step still count", instead("sft.train.monitor.metrics:supersede", nothing), ("J5",)
-    ),
+    Mutation("a resume skips a step", instead("sft.train.checkpoint.state:State.read", one_step_ahead), ("A5",)),
+    Mutation("records past the restored step still count", instead("sft.train.setup:supersede", nothing), ("J5",)),
     Mutation("wishes to stop are not heard", instead("sft.train.stop:Stop.reason", nothing), ("A11", "A5")),
     Mutation("NaN is not seen", blind_to_nan, ("F1",)),
-    Mutation("bad steps are endured for ever", instead("sft.train.monitor.judge:reason_to_end", nothing), ("F2",)),
+    Mutation("bad steps are endured for ever", instead("sft.train.monitor.health:reason_to_end", nothing), ("F2",)),
     Mutation(
         "an update does not wait for the copy",
-        instead("sft.train.checkpoint.async_writer:Saver.before_update", nothing),
+        instead("sft.train.checkpoint.async_writer:AsyncWriter.before_update", nothing),
         ("A17",),
     ),
     Mutation(
         "a save is published before it is written",
-        instead("sft.train.checkpoint.async_writer:Saver.wait", nothing),
+        instead("sft.train.checkpoint.async_writer:AsyncWriter.wait", nothing),
         ("A1", "A2"),
     ),
     Mutation("processes do not tell each other of NaN", instead("torch.distributed:all_reduce", nothing), ("F1b",)),

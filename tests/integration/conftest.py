@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft.chat.tokenizer import train_tokenizer
+from tests.support.docs import make_demo_folder
 from tests.support.process import Start, starter
 
 TEXTS = ["Name the number after it, which follows: carry out the instruction.", "0 1 2 3 4 5 6 7 8 9 10"]
@@ -32,3 +33,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts one rank per life, as tests/support/process.py says."""
     with starter(tmp_path) as start:
         yield start
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder in which `sft demo` was run, and what it printed. Its tests share a worker: the group `demo`."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, make_demo_folder(folder)

@@ -129,6 +129,17 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, b"")
 
+    def do_HEAD(self) -> None:
+        """What the client's own download asks for before the bytes: whose they are, how many, and their hash."""
+        match = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", unquote(urlsplit(self.path).path))
+        assert match is not None
+        content = self.server.hub.commits[match[1]][match[2]][match[3]]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Repo-Commit", match[2])
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.end_headers()
+
     def _files(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         hub = self.server.hub
         if repository not in hub.commits:

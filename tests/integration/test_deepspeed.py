@@ -11,7 +11,7 @@ import pytest
 from sft.config.train import TrainConfig
 from sft.train.engine.deepspeed.engine import DeepSpeedEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 from tests.support.deepspeed import preload, zero
 from tests.support.ranks import finished, fork_ranks
 

@@ -10,10 +10,11 @@ import pytest
 
 from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
-from sft.train.checkpoint.store import State, published
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import published
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 from tests.support.ranks import Ended, finished, fork_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

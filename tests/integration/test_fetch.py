@@ -1,6 +1,7 @@
 """`fetch` against a hub on the loopback interface: whole files, pinned commits, and every fault survived or named."""
 
 import hashlib
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from sft.config.data import BuildConfig, SourceConfig
 from sft.data.sources.fetch import fetch
 from sft.data.sources.files import find_files, identify
-from sft.data.sources.hub import Patience
+from sft.data.sources.hub import RetryPolicy
 from sft.data.sources.lockfile import LOCK, read_lock, require_locked
 from sft.data.sources.recipe import load_mixture
 from sft.errors import ConfigError, DataError, PeerError, SftError, StorageError
@@ -57,14 +58,14 @@ class Fetching:
     def __call__(self, *, update: bool = False, **sources: SourceConfig) -> Any:
         self.said.clear()
         self.slept_s.clear()
-        patience = Patience(num_attempts=4, sleep=self.slept_s.append)
-        return fetch(self.config(**sources), update=update, say=self.said.append, patience=patience)
+        retries = RetryPolicy(num_attempts=4, sleep=self.slept_s.append)
+        return fetch(self.config(**sources), update=update, say=self.said.append, retries=retries)
 
     def config(self, **sources: SourceConfig) -> BuildConfig:
         return BuildConfig(sources=sources or {"talks": TALKS}, sources_dir=str(self.folder), tokenizer="", out="")
 
     def content(self) -> dict[str, bytes]:
-        """All files with their bytes, but for the lease and the lock."""
+        """All files with their bytes, but for the folder lock and the lock file."""
         own = {LOCK, ".fetch.lock"}
         files = (path for path in self.folder.rglob("*") if path.is_file() and path.name not in own)
         return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in files}
@@ -74,7 +75,7 @@ TALKS = SourceConfig(
     title="Talks",
     hub_id=REPOSITORY,
     files=("talks/**/*.jsonl",),
-    licence="CC0-1.0",
+    license="CC0-1.0",
     citation="Someone",
     system="",
     hub_files=("data/train*", "extra.jsonl"),
@@ -101,7 +102,7 @@ def test_the_matching_files_arrive_whole_and_are_pinned(hub: LocalHub, fetching:
     assert fetching.content() == CHOSEN
     assert lock == read_lock(fetching.folder)
     source = lock["talks"]
-    assert (source.hub_id, source.revision, source.commit, source.licence) == (REPOSITORY, "main", commit, "CC0-1.0")
+    assert (source.hub_id, source.revision, source.commit, source.license) == (REPOSITORY, "main", commit, "CC0-1.0")
     assert {(file.name, file.bytes, file.sha256) for file in source.files} == {
         (name, len(content), hashlib.sha256(content).hexdigest()) for name, content in CHOSEN.items()
     }
@@ -480,3 +481,32 @@ def test_the_hub_is_told_nothing_about_this_machine(hub: LocalHub, fetching: Fet
     asked = {request.path.split("/")[1] for request in hub.requests}
     assert asked == {"api", "datasets", "bytes"}
     assert sum(request.path.startswith("/api/") for request in hub.requests) == 1
+
+
+# ------------------------------------------------------------------------------------------------ why not the client's
+
+
+def client_s_download(hub: LocalHub, commit: str, folder: Path) -> Path:
+    """One file by the client's own download."""
+    file = huggingface_hub.hf_hub_download(
+        REPOSITORY, "data/train-0.jsonl", repo_type="dataset", revision=commit, local_dir=folder, endpoint=hub.url
+    )
+    return Path(file)
+
+
+def test_the_client_s_own_download_keeps_nothing_of_a_failed_one(hub: LocalHub, tmp_path: Path) -> None:
+    commit = hub.push(REPOSITORY, FILES)
+    hub.fault("/bytes/", "shorter")
+    with pytest.raises(OSError, match="Consistency check failed"):
+        client_s_download(hub, commit, tmp_path)
+    # If this fails the client goes on where it stopped, and Hub.download may be replaced; see sft/data/sources/hub.py.
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()[:100] == BIG[:100]]
+
+
+def test_the_client_s_own_download_believes_its_notes_not_the_bytes(hub: LocalHub, tmp_path: Path) -> None:
+    commit = hub.push(REPOSITORY, FILES)
+    path = client_s_download(hub, commit, tmp_path)
+    times = path.stat()
+    path.write_bytes(bytes(len(BIG)))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert client_s_download(hub, commit, tmp_path).read_bytes() != BIG

@@ -45,7 +45,7 @@ def ranks(start: Start, tiny_config: MakeConfig) -> Start:
         if world.size > 1:
             dist.init_process_group("gloo", f"file://{folder}/meeting", rank=world.rank, world_size=world.size)
             dist.barrier()
-        with Watchdog(folder / "run", world, config) as watchdog, as_peer_errors():
+        with Watchdog(folder / "run", world, config.hang) as watchdog, as_peer_errors():
             work(watchdog)
 
     return lambda *work, **more: start(*(partial(live, task) for task in work), **more)

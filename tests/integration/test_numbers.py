@@ -12,7 +12,7 @@ from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import Record, read_records
+from sft.train.monitor.records import Record, read_records
 from tests.support.ranks import Ended, finished, fork_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

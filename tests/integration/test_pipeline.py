@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from sft.cli.main import main
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
+from tests.support.docs import DEMO, run_in
 
 PROJECT = Path(__file__).parents[2]
 MIXTURE = "data_recipes/mixtures/sample.yaml"
 
 
-def run(*words: str, stdin: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str, stdin: str | None = None, cwd: Path = PROJECT, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sft.cli.main", *words],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environ},
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environ},
         input=stdin,
         capture_output=True,
         text=True,
@@ -105,12 +106,11 @@ in_one_worker = pytest.mark.xdist_group("demo")
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def demo(demo_folder: tuple[Path, list[str]]) -> tuple[Path, str]:
     """The demo's folder and what it printed."""
-    out = tmp_path_factory.mktemp("demo") / "demo"
-    result = run("demo", "--out", str(out))
-    assert result.returncode == 0, result.stderr
-    return out, result.stdout
+    folder, printed = demo_folder
+    assert (folder / "runs/demo/model").is_dir(), printed
+    return folder / "runs/demo", "\n".join(printed)
 
 
 @in_one_worker
@@ -126,16 +126,16 @@ def test_demo_learns_to_answer_its_training_prompts(demo: tuple[Path, str]) -> N
 def test_demo_run_again_finds_everything_done(demo: tuple[Path, str]) -> None:
     out, _ = demo
     before = file_sha256(out / "shards/manifest.json")
-    result = run("demo", "--out", str(out))
-    assert result.returncode == 0, result.stderr
-    assert "finished already" in result.stdout
+    printed = run_in(out.parents[1], DEMO, check=True)
+    assert "finished already" in "\n".join(printed)
     assert file_sha256(out / "shards/manifest.json") == before
 
 
 @in_one_worker
 @pytest.mark.parametrize("folder", ["shards", "run"])
 def test_demo_output_verifies(demo: tuple[Path, str], folder: str) -> None:
-    result = run("verify", str(demo[0] / folder))
+    out, _ = demo
+    result = run("verify", f"runs/demo/{folder}", cwd=out.parents[1])
     assert result.returncode == 0, result.stderr
     assert "all as they must be" in result.stdout or "every hash true" in result.stdout
 

@@ -16,7 +16,7 @@ from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_yaml
 from sft.errors import StorageError
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

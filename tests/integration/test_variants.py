@@ -15,13 +15,15 @@ from sft.config.model import LoraConfig
 from sft.config.train import TrainConfig
 from sft.errors import StopRequested
 from sft.model.compile import compile_blocks
-from sft.model.hf_folder import parameter_shapes, read_config
-from sft.train import run
+from sft.model.hf_folder import read_config
+from sft.model.registry import parameter_shapes
+from sft.model.weight_files import StoredWeights
+from sft.train import setup
 from sft.train.checkpoint.store import published
 from sft.train.checkpoint.tensors import StoredSlices
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 from tests.support.ranks import finished, fork_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,7 +77,7 @@ def test_deepspeed_knows_noise_and_groups_too(stage: Literal[0, 1, 3], tiny_conf
     finished(fork_ranks(2, lambda world, place: train(together, world=world, environ={}, meeting_place=place)))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
     shapes = parameter_shapes(read_config(checkpoint(alone)))
-    found, expected = (StoredSlices(checkpoint(config), shapes) for config in (together, alone))
+    found, expected = (StoredSlices(it, StoredWeights(it, shapes)) for it in map(checkpoint, (together, alone)))
     for name, shape in shapes.items():
         weights = (stored.flat("weight", name, 0, shape.numel()) for stored in (found, expected))
         # Within six steps, decay moves a norm's weight by 3e-4.
@@ -88,7 +90,7 @@ def test_compiled_blocks_can_be_sharded_adapted_and_recomputed(
     changes = {**VARIANTS["all of them in bf16"], "max_steps": 2}
     plain, fast = tiny_config(**changes), tiny_config(**changes, compile=True, out=str(tmp_path / "fast"))
     # All but writing and compiling C++, so that the bits stay the same.
-    monkeypatch.setattr(run, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    monkeypatch.setattr(setup, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
     for config in (plain, fast):
         finished(
             fork_ranks(

@@ -13,7 +13,7 @@ import pytest
 
 from sft.config.train import TrainConfig, WandbConfig
 from sft.config.yaml_text import as_yaml
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 from tests.integration.wandb_server import wandb_server
 
 pytest.importorskip("wandb")
@@ -24,11 +24,12 @@ TIMEOUT_S = 1.0
 REPORTS = f"""
 import sys
 from pathlib import Path
+from sft.config.loading import load
 from sft.config.train import TrainConfig
-from sft.config.loading import load, read_yaml
+from sft.config.yaml_text import read_yaml
 from sft.console.streams import command_environment
-from sft.train.monitor import metrics
-metrics.INIT_TIMEOUT_S = metrics.FINISH_TIMEOUT_S = {TIMEOUT_S}
+from sft.train.monitor import metrics, wandb
+wandb.INIT_TIMEOUT_S = wandb.FINISH_TIMEOUT_S = {TIMEOUT_S}
 with command_environment():
     config = load(TrainConfig, [read_yaml(Path(sys.argv[1]))]).config
     tracker = metrics.open_tracker(config, Path(config.out) / "metrics.jsonl", [], "run-of-mine")

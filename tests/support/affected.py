@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OF_ALL_FILES = ("tests/unit/test_imports.py", "tests/unit/test_mirror.py", "tests/unit/test_style.py")
+OF_ALL_FILES = tuple(f"tests/unit/test_{name}.py" for name in ("imports", "mirror", "pages", "style"))
 OF_FOLDERS = {"data_recipes": "tests/recipes", "configs": "tests/unit/config", "slurm": "tests/slurm"}
 
 

@@ -16,8 +16,10 @@ from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch, micro_batches
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards
-from sft.model.hf_folder import parameter_shapes
+from sft.model.hf_folder import stored_weights
 from sft.model.neox.model import NeoX
+from sft.model.objectives.next_token import NextToken
+from sft.model.registry import parameter_shapes
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.checkpoint.tensors import StoredSlices, write_slices
 from sft.train.distributed.ranks import SINGLE, RankGroup
@@ -57,7 +59,7 @@ def make_engine(config: TrainConfig) -> Engine:
     with torch.device("meta"):
         model = NeoX(shape)
     model.activation_checkpointing = config.activation_checkpointing
-    engine: Engine = (TorchEngine if config.engine == "torch" else DeepSpeedEngine)(model, config, CPU)
+    engine: Engine = (TorchEngine if config.engine == "torch" else DeepSpeedEngine)(NextToken(model), config, CPU)
     engine.load(StartingWeights(config.model, shape, config.seed))
     return engine
 
@@ -68,7 +70,7 @@ def batches_of(config: TrainConfig, step: int, ranks: RankGroup) -> tuple[list[B
     packs = Order(len(split), config.batch_packs, 50, config.seed).batch(step)
     mine = list(micro_batches(split, packs[ranks.rank :: ranks.size], config.micro_batch_packs))
     num_rounds = len(list(micro_batches(split, packs[:: ranks.size], config.micro_batch_packs)))
-    return mine + [Batch.empty()] * (num_rounds - len(mine)), int(split.num_supervised_N[packs].sum())
+    return mine + [Batch.empty()] * (num_rounds - len(mine)), int(split.num_supervised_P[packs].sum())
 
 
 def take_step(engine: Engine, config: TrainConfig, step: int, ranks: RankGroup = SINGLE) -> dict[str, Any]:
@@ -76,15 +78,16 @@ def take_step(engine: Engine, config: TrainConfig, step: int, ranks: RankGroup =
     batches, num_supervised = batches_of(config, step, ranks)
     for number, batch in enumerate(batches):
         engine.forward_backward(batch, num_supervised, is_last=number == len(batches) - 1)
-    result = engine.step(LR * (1 - step / 50))
-    return {**asdict(result), "loss": result.loss_sum / num_supervised}
+    result = asdict(engine.step(LR * (1 - step / 50)))
+    sums = {f"sum of {name}": total for name, total in result.pop("sums").items()}
+    return {**result, **sums, "loss": result["loss_sum"] / num_supervised}
 
 
 def run(ranks: RankGroup, config: TrainConfig, out: str, steps: tuple[int, int], before: str | None, state: Any) -> Any:
     """Take steps, from the start or on from what lies in `before`, and save; returns their results and the state."""
     engine = make_engine(config)
     if before is not None:
-        engine.restore(StoredSlices(Path(before), parameter_shapes(shape_of(config))), state)
+        engine.restore(StoredSlices(Path(before), stored_weights(Path(before), shape_of(config))), state)
     results = [take_step(engine, config, step, ranks) for step in range(*steps)]
     save(engine, Path(out), ranks)
     return results, engine.state()
@@ -99,7 +102,7 @@ def save(engine: Engine, folder: Path, ranks: RankGroup = SINGLE) -> Path:
 def saved_tensors(config: TrainConfig, folder: Path) -> Tensors:
     """Weights and moments in a folder; reading them proves that every element was written exactly once."""
     sizes = parameter_shapes(shape_of(config))
-    stored = StoredSlices(folder, sizes)
+    stored = StoredSlices(folder, stored_weights(folder, shape_of(config)))
     return {
         f"{name} {kind}": stored.flat(kind, name, 0, torch.Size(shape).numel())
         for name, shape in sizes.items()

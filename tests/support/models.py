@@ -6,7 +6,9 @@ from sft.config.model import InitConfig, LoraConfig, ModelConfig
 from sft.config.train import TrainConfig
 from sft.data.shards import Shards
 from sft.model.lora import PLAIN, add_adapters
-from sft.model.neox.model import NeoX, build
+from sft.model.neox.model import NeoX
+from sft.model.objectives.next_token import NextToken
+from sft.model.registry import build
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.engine.native import TorchEngine
 
@@ -26,4 +28,4 @@ def starting_model(init: InitConfig, shape: ModelConfig, seed: int = 0, lora: Lo
 def make_engine(config: TrainConfig, shards: Shards) -> TorchEngine:
     """An engine at the start of a run, alone."""
     shape = starting_shape(config.model, shards)
-    return TorchEngine(starting_model(config.model, shape, config.seed, config.lora), config, CPU)
+    return TorchEngine(NextToken(starting_model(config.model, shape, config.seed, config.lora)), config, CPU)

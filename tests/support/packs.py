@@ -12,8 +12,8 @@ def laid(packs: Sequence[Pack]) -> Packs:
     return Packs(
         np.stack([pack.input_ids_T for pack in packs]),
         np.stack([pack.loss_mask_T for pack in packs]),
-        np.concatenate([pack.doc_lengths_D for pack in packs]),
-        np.concatenate([pack.doc_ids_D for pack in packs]),
-        np.cumsum([0, *(len(pack.doc_lengths_D) for pack in packs)]),
+        np.concatenate([pack.doc_lengths_N for pack in packs]),
+        np.concatenate([pack.doc_ids_N for pack in packs]),
+        np.cumsum([0, *(len(pack.doc_lengths_N) for pack in packs)]),
         np.array([pack.num_supervised for pack in packs], np.uint32),
     )

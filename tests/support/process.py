@@ -15,7 +15,7 @@ import torch
 
 from sft.errors import SftError
 from sft.train.distributed.world import World
-from sft.train.monitor.watchdog import stacks_path
+from sft.train.run_layout import RunLayout
 
 TOO_LATE_S = 30.0
 STDERR = 2
@@ -62,7 +62,7 @@ def starter(folder: Path) -> Iterator[Start]:
             pid = os.fork()
             if pid == 0:
                 os._exit(_live(stderr, folder, world, life, tear_down))
-            started.append(Rank(pid, stderr, stacks_path(folder / "run", number)))
+            started.append(Rank(pid, stderr, RunLayout(folder / "run").stacks(number)))
         return started
 
     yield start

@@ -1,6 +1,7 @@
 """Imports point one way, every heavy package has one home, and nothing runs code that it read."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,18 +15,31 @@ CONVERTERS = sorted((ROOT / "data_recipes").glob("*/convert.py"))
 
 # Each may import from itself and from what stands before it; names are files or folders of sft/.
 LAYERS = (
-    *("version", "errors", "redact", "config"),
+    *("version", "errors", "redact", "hashing", "bundle", "config"),
     *("console", "storage", "chat", "data", "model", "train", "inference", "evals", "export", "slurm", "cli"),
     "__main__",
 )
 # The same inside the large folders.
 LAYERS_INSIDE = {
+    "model": (
+        *("activation_checkpointing", "attention", "kv_cache", "embedding_noise", "loss", "weight_files"),
+        *("base", "lora", "compile", "objectives", "neox", "registry", "hf_folder"),
+    ),
     "data": (
-        *("documents", "shards", "digests", "words", "result_keys"),
+        *("documents", "manifest", "shards", "digests", "words"),
         *("sources", "filters", "dedup", "batches", "report", "build", "inspect"),
+    ),
+    "train": (
+        *("run_layout", "fingerprint", "lr_schedule", "distributed", "stop"),
+        *("engine", "held_out_loss", "numerics", "monitor", "checkpoint"),
+        *("run_folder", "inputs", "inspect_step", "verify_run", "run", "setup", "dry_run", "loop"),
     ),
 }
 MAX_FILES_IN_A_FOLDER = 14
+# What only a model family may know of itself: its name and those of its layers.
+OF_ONE_FAMILY = re.compile(r"neox|embed_(in|out)\b|query_key_value|dense_\w*4h|final_layer_norm", re.IGNORECASE)
+# The tokenizer is called GPT-NeoX-20B's, whatever model reads it; the config says which layers get adapters.
+MAY_NAME_A_FAMILY = ("model/neox/", "model/registry.py", "chat/", "config.py", "config/")
 # transformers has its home in a folder; everything else in one file, or two.
 HOMES: dict[str, str | tuple[str, ...]] = {
     "omegaconf": "config/",
@@ -39,12 +53,12 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "tokenizers": "chat/tokenizer.py",
     "fastokens": "chat/fast_tokenizer.py",
     "deepspeed": "train/engine/deepspeed/engine.py",
-    "wandb": "train/monitor/metrics.py",
-    "tensorboard": "train/monitor/metrics.py",
+    "wandb": "train/monitor/wandb.py",
+    "tensorboard": "train/monitor/tensorboard.py",
     "packaging": "cli/doctor.py",
     "transformers": "export/",
 }
-WITHOUT_TORCH = ("errors", "redact", "config", "console", "storage", "chat", "data", "version")
+WITHOUT_TORCH = ("errors", "redact", "hashing", "bundle", "config", "console", "storage", "chat", "data", "version")
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
 
@@ -59,6 +73,19 @@ def imported(path: Path) -> Iterator[str]:
             assert node.module is not None
             # `from sft.data import build` imports the module sft.data.build.build.
             yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def words(path: Path) -> Iterator[str]:
+    """Every name and every text in a file's code, without docstrings."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    yield from imported(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+        elif isinstance(node, ast.Name | ast.Attribute | ast.arg | ast.keyword):
+            name = getattr(node, {ast.Name: "id", ast.Attribute: "attr"}.get(type(node), "arg"))
+            yield name or ""
 
 
 def layer(name: str) -> str:
@@ -79,6 +106,7 @@ def test_the_scan_sees_the_code() -> None:
     assert len(MODULES) > 40
     assert len(CONVERTERS) >= 5
     assert "sft.errors.SftError" in set(imported(ROOT / "sft" / "cli/main.py"))
+    assert {"gpt_neox", "embed_out", "query_key_value"} <= set(words(ROOT / "sft/model/neox/model.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=labels(MODULES))
@@ -89,6 +117,20 @@ def test_imports_point_one_way(path: Path) -> None:
     allowed = LAYERS[: LAYERS.index(mine) + 1]
     backward = [name for name in imported(path) if name.startswith("sft.") and layer(name) not in allowed]
     assert backward == []
+
+
+@pytest.mark.parametrize("folder", ["model", "data"])
+def test_model_and_data_do_not_know_each_other(folder: str) -> None:
+    (other,) = {"model", "data"} - {folder}
+    files = [path for path in MODULES if of_file(path) == folder]
+    assert len(files) > 10
+    assert [path for path in files if any(name.startswith(f"sft.{other}.") for name in imported(path))] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=labels(MODULES))
+def test_no_code_knows_a_model_family_but_its_own_folder_and_the_registry(path: Path) -> None:
+    if not path.relative_to(ROOT / "sft").as_posix().startswith(MAY_NAME_A_FAMILY):
+        assert [text for text in words(path) if OF_ONE_FAMILY.search(text)] == []
 
 
 @pytest.mark.parametrize("folder", LAYERS_INSIDE)

@@ -7,7 +7,7 @@ import pytest
 
 UNIT = Path(__file__).parent
 SFT = UNIT.parents[1] / "sft"
-OF_THE_REPOSITORY = {"test_imports.py", "test_mirror.py", "test_style.py"}
+OF_THE_REPOSITORY = {"test_dependencies.py", "test_imports.py", "test_mirror.py", "test_pages.py", "test_style.py"}
 """Tests of all files at once."""
 SUPPORT = "support"
 """Tests of the tests' own helpers."""

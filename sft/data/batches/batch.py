@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.data.batches.sampler import hashes
 from sft.data.shards import Pack, Split
+from sft.hashing import hashes
 
 IGNORE = -1
 """Target of a position that carries no loss."""
@@ -49,14 +49,14 @@ def join(packs: Sequence[Pack], indices: Sequence[int] = (), noise_seed: int | N
     """
     ids_T = np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]).astype(np.int64)
     mask_T = np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]).astype(bool)
-    lengths_D = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
+    lengths_N = np.concatenate([pack.doc_lengths_N for pack in packs]).astype(np.int64)
     # A document's first token is never predicted: what stands before it belongs to another document.
-    mask_T[np.cumsum(lengths_D) - lengths_D] = False
+    mask_T[np.cumsum(lengths_N) - lengths_N] = False
     targets_T = np.full(len(ids_T), IGNORE, np.int64)
     targets_T[:-1] = np.where(mask_T[1:], ids_T[1:], IGNORE)
-    doc_ids = tuple(int(doc_id) for pack in packs for doc_id in pack.doc_ids_D)
+    doc_ids = tuple(int(doc_id) for pack in packs for doc_id in pack.doc_ids_N)
     doc_seeds = () if noise_seed is None else tuple(_doc_seeds(packs, hashes(noise_seed, indices)))
-    return Batch(ids_T, targets_T, tuple(map(int, lengths_D)), doc_ids, tuple(indices), doc_seeds)
+    return Batch(ids_T, targets_T, tuple(map(int, lengths_N)), doc_ids, tuple(indices), doc_seeds)
 
 
 def micro_batches(split: Split, indices: Sequence[int], size: int, noise_seed: int | None = None) -> Iterator[Batch]:
@@ -68,4 +68,4 @@ def micro_batches(split: Split, indices: Sequence[int], size: int, noise_seed: i
 
 def _doc_seeds(packs: Sequence[Pack], pack_seeds: NDArray[np.uint64]) -> Iterator[int]:
     for pack, seed in zip(packs, pack_seeds, strict=True):
-        yield from map(int, hashes(seed, range(len(pack.doc_ids_D))))
+        yield from map(int, hashes(seed, range(len(pack.doc_ids_N))))

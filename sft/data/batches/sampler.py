@@ -4,12 +4,16 @@ There is no sampler state to save or to skip through: step k of a run is the sam
 """
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from sft.config.train import TrainConfig
+from sft.hashing import hashes, mix
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class Order:
     epochs: float
     seed: int
     max_steps: int | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig, split: Sized) -> "Order":
+        """The order in which a run with these settings trains on a split."""
+        return cls(len(split), config.batch_packs, config.epochs, config.seed, config.max_steps)
 
     @property
     def num_samples(self) -> int:
@@ -63,27 +72,5 @@ def _permutation(count: int, seed: int, epoch: int) -> NDArray[Any]:
     Own arithmetic instead of a library's shuffle, because those may change with the library's version.
     """
     start = hashes(seed, epoch)
-    keys = _mix(np.add(start, np.arange(count, dtype=np.uint64), dtype=np.uint64))
+    keys = mix(np.add(start, np.arange(count, dtype=np.uint64), dtype=np.uint64))
     return np.argsort(keys, kind="stable")
-
-
-def hashes(seeds: ArrayLike, numbers: ArrayLike) -> NDArray[np.uint64]:
-    """A 64-bit hash of each seed with each number, element by element; always an array with a dimension."""
-    seed_N, number_N = (np.atleast_1d(np.asarray(values, np.uint64)) for values in (seeds, numbers))
-    return _mix(np.add(_mix(seed_N), number_N))
-
-
-def scatter(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter the bits of 64-bit integers; 0 stays 0.
-
-    Source: the finaliser of SplitMix64 (Steele, Lea, Flood, 2014), a bijection.
-    """
-    with np.errstate(over="ignore"):
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return value ^ (value >> np.uint64(31))
-
-
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        return scatter(value + np.uint64(0x9E3779B97F4A7C15))

@@ -24,7 +24,7 @@ from sft.data.sources.recipe import load_converter
 from sft.data.sources.rows import row_size
 from sft.errors import ConfigError, DataError
 from sft.storage.atomic import staged
-from sft.storage.folder_lock import lease
+from sft.storage.folder_lock import folder_lock
 
 # A chunk ends when it holds this much: small enough to share out evenly and to lose, large enough to cost nothing.
 ROWS_PER_CHUNK = 2000
@@ -64,7 +64,7 @@ def build(config: BuildConfig, recipes: Path) -> Shards:
     """
     out = Path(config.out)
     inputs = collect_inputs(config, recipes)
-    with lease(_lock(out), out):
+    with folder_lock(_lock(out), out):
         existing, work = published(out, inputs), _work(out)
         if existing is not None:
             shutil.rmtree(work, ignore_errors=True)  # left by a build that was killed after its last step
@@ -80,7 +80,7 @@ def build_part(config: BuildConfig, recipes: Path, part: Part) -> int | None:
     """Make one job's share of the chunks, for a later `build` to merge; how many they are, or None if all is built."""
     out = Path(config.out)
     inputs = collect_inputs(config, recipes)
-    with lease(_lock(out), out, shared=True):
+    with folder_lock(_lock(out), out, shared=True):
         if published(out, inputs) is not None:
             return None
         chosen = (chunk for number, chunk in enumerate(_chunks(inputs)) if part.holds(number))

@@ -8,7 +8,7 @@ import numpy as np
 from sft.chat.conversation import DAMAGE, Reason
 from sft.config.data import SourceConfig
 from sft.data.build.chunk import ChunkFile
-from sft.errors import DataError
+from sft.errors import DataError, listed
 
 MAX_EXAMPLES = 3
 CHOSEN = (Reason.LENGTH, Reason.REFUSAL, Reason.CONTAMINATED)
@@ -56,7 +56,7 @@ class SourceCounts:
         for item in chunk.rejected():
             self.reasons[item.reason.value] += 1
             if len(self.examples) < MAX_EXAMPLES:
-                self.examples.append(f"\n  - {chunk.file}, row {item.row}: {item.reason}, {item.detail[:80]}")
+                self.examples.append(f"{chunk.file}, row {item.row}: {item.reason}, {item.detail[:80]}")
             if item.reason in DAMAGE:
                 self.num_damaged += 1
                 self.first_damaged = self.first_damaged or f"{chunk.file}, row {item.row}: {item.reason}, {item.detail}"
@@ -80,7 +80,7 @@ def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:
     if used and dropped / used > source.max_drop_share:
         raise DataError(
             f"source {name}: {dropped} of {used} rows were dropped ({reasons}), "
-            f"more than its recipe expects (max_drop_share={source.max_drop_share}); the first:"
-            + "".join(counts.examples),
+            f"more than its recipe expects (max_drop_share={source.max_drop_share}); "
+            f"the first:{listed(counts.examples)}",
             hint=f"look at the rows, or allow it with sources.{name}.max_drop_share=…",
         )

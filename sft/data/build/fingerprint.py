@@ -2,9 +2,7 @@
 
 import ast
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +14,13 @@ import numpy as np
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config.data import BuildConfig
 from sft.data.build.worker import Ingredients
+from sft.data.manifest import BuildInputs, EvaluationFile, RawFile, SourceInputs, TokenizerFacts
 from sft.data.shards import Shards, token_type
 from sft.data.sources.files import SourceFile
 from sft.data.sources.recipe import CONVERT, recipe_digests
-from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256, text_sha256
-from sft.version import VERSION
+from sft.errors import ConfigError, DataError, listed
+from sft.hashing import file_sha256, text_sha256
+from sft.version import VERSION, versions_of
 
 # Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
 _NOT_CONTENT = {
@@ -37,6 +36,7 @@ MAX_SHOWN = 5
 _CODE = Path(__file__).parents[2]
 # What turns rows into packs; not what fetches files, shows, compares or verifies builds, or feeds training.
 _DECIDES_BYTES = (
+    "hashing.py",
     "chat/**/*.py",
     "data/*.py",
     *(f"data/{part}/*.py" for part in ("build", "dedup", "filters", "sources")),
@@ -75,48 +75,47 @@ class Inputs:
         return token_type(self.tokenizer.num_ids)
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> BuildInputs:
         """The inputs as the manifest records them."""
         settings = dataclasses.asdict(self.config)
-        return {
-            "version": VERSION,
-            "made_with": made_with(),
-            "name": self.config.name,
-            "settings": {key: value for key, value in settings.items() if key not in _NOT_CONTENT},
-            "evaluation_files": [
-                {"name": Path(file).name, "sha256": file_sha256(Path(file))} for file in self.config.evaluation_files
-            ],
-            "tokenizer": {"sha256": self.tokenizer.sha256, "num_ids": self.tokenizer.num_ids},
-            "sources": {
-                name: {
-                    **dataclasses.asdict(self.config.sources[name]),
-                    "recipe": recipe_digests(self.recipes / name),
-                    "raw_files": [{"name": f.name, "bytes": f.num_bytes, "sha256": f.sha256} for f in group],
-                }
+        evaluation = [Path(file) for file in self.config.evaluation_files]
+        return BuildInputs(
+            version=VERSION,
+            made_with=made_with(),
+            name=self.config.name,
+            settings={key: value for key, value in settings.items() if key not in _NOT_CONTENT},
+            evaluation_files=tuple(EvaluationFile(file.name, file_sha256(file)) for file in evaluation),
+            tokenizer=TokenizerFacts(self.tokenizer.sha256, self.tokenizer.num_ids),
+            sources={
+                name: SourceInputs(
+                    settings=dataclasses.asdict(self.config.sources[name]),
+                    recipe=recipe_digests(self.recipes / name),
+                    raw_files=tuple(RawFile(file.name, file.num_bytes, file.sha256) for file in group),
+                )
                 for name, group in self.files.items()
             },
-        }
+        )
 
     @cached_property
     def digest(self) -> str:
         """Equal for builds that must come out equal."""
-        return _digest(self.facts)
+        return _digest(self.facts.to_json())
 
     def chunk_digest(self, source: str, file: SourceFile) -> str:
         """Equal for rows of which the same documents must come, whatever the other sources and settings are."""
-        common = {key: self.facts[key] for key in ("version", "made_with", "evaluation_files", "tokenizer")}
-        settings = {key: self.facts["settings"][key] for key in _SETTINGS_OF_CHUNKS}
-        mine = {key: self.facts["sources"][source][key] for key in _SOURCE_OF_CHUNKS}
-        code = self.facts["sources"][source]["recipe"][CONVERT]
+        facts, mine = self.facts, self.facts.sources[source]
+        common = {key: facts.to_json()[key] for key in ("version", "made_with", "evaluation_files", "tokenizer")}
+        settings = {key: facts.settings[key] for key in _SETTINGS_OF_CHUNKS}
+        mine_settings = {key: mine.settings[key] for key in _SOURCE_OF_CHUNKS}
         near = any(item.near_duplicates is not None for item in self.config.sources.values())
-        return _digest([common, settings, source, mine, code, near, file.name, file.sha256])
+        return _digest([common, settings, source, mine_settings, mine.recipe[CONVERT], near, file.name, file.sha256])
 
     @property
     def ingredients(self) -> Ingredients:
         """What the workers load by themselves, as it was when the build began."""
-        recipes = {name: facts["recipe"] for name, facts in self.facts["sources"].items()}
-        evaluation = [file["sha256"] for file in self.facts["evaluation_files"]]
-        return Ingredients(self.facts["tokenizer"]["sha256"], recipes, evaluation)
+        recipes = {name: source.recipe for name, source in self.facts.sources.items()}
+        evaluation = [file.sha256 for file in self.facts.evaluation_files]
+        return Ingredients(self.facts.tokenizer.sha256, recipes, evaluation)
 
 
 def _digest(facts: Any) -> str:
@@ -125,8 +124,7 @@ def _digest(facts: Any) -> str:
 
 def made_with() -> dict[str, str]:
     """Versions of everything that decides bytes, this program's own code included."""
-    python = platform.python_version()
-    return {"code_sha256": code_digest(_CODE), "python": python, **{name: _version(name) for name in _LIBRARIES}}
+    return {"code_sha256": code_digest(_CODE), **versions_of(*_LIBRARIES)}
 
 
 def code_digest(package: Path) -> str:
@@ -138,13 +136,6 @@ def code_digest(package: Path) -> str:
         if path.name not in _ONLY_FETCHES
     )
     return text_sha256("".join(code))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def published(out: Path, inputs: Inputs) -> Shards | None:
@@ -159,11 +150,9 @@ def published(out: Path, inputs: Inputs) -> Shards | None:
         shards = Shards.open(out, check_hashes=False)
     except DataError as error:
         raise ConfigError(f"exists and is no whole build ({error.what})", on=out, hint="name another out=…") from error
-    if shards.manifest["inputs_digest"] != wanted:
-        changed = list(_differences(shards.manifest, inputs.facts, ""))
-        shown = "".join(f"\n  - {line}" for line in changed[:MAX_SHOWN])
-        more = f"\n  - and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
-        raise ConfigError(f"holds another build:{shown}{more}", on=out, hint="name another out=…")
+    if shards.manifest.inputs_digest != wanted:
+        changed = list(_differences(shards.manifest.to_json(), inputs.facts.to_json(), ""))
+        raise ConfigError(f"holds another build:{listed(changed, MAX_SHOWN)}", on=out, hint="name another out=…")
     return shards
 
 

@@ -48,7 +48,7 @@ def run_chunks(
     os.environ["RAYON_NUM_THREADS"] = "1"
     # NumPy's would spin for a quarter of a second of every worker's start, with nothing to do.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    num_workers = config.workers or _num_cores()
+    num_workers = config.workers or num_cores()
     find = functools.partial(_usable, least_share=wanted_check_share(config))
     if num_workers == 1:
         load = functools.cache(functools.partial(Worker, config, recipes, tokenizer, expected))
@@ -81,7 +81,7 @@ def _usable(path: Path, least_share: float) -> ChunkFile | None:
     return chunk if chunk is not None and chunk.header["checked_share"] >= least_share else None
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """The cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

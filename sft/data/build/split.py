@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.chat.conversation import Conversation
-from sft.data.batches.sampler import scatter
 from sft.data.digests import group_digest
+from sft.hashing import scatter
 
 _ALL = 2.0**64
 

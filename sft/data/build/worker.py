@@ -28,7 +28,7 @@ from sft.data.shards import token_type
 from sft.data.sources.recipe import load_converter, recipe_digests
 from sft.data.sources.rows import EXCERPT_CHARACTERS, excerpt, parse
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 CYCLE_CHECK_OBJECTS = 20_000
 """New objects between two searches for reference cycles; by default a tenth of a chunk's time goes into them."""
@@ -121,19 +121,19 @@ class Worker:
         ids = _concatenate([document.ids for document in documents], self._id_type)
         loss_mask = _concatenate([document.loss_mask for document in documents], np.uint8)
         return ChunkResult(
-            chunk.source,
-            chunk.file,
-            len(chunk.rows),
-            num_skipped,
-            sum(document.truncated for document in documents),
-            self._checked_share,
-            dict(sorted(changed.items())),
-            sorted(rejected, key=lambda item: (item.row, item.piece or 0)),
-            _completed(records, ids, loss_mask),
-            ids,
-            loss_mask,
-            _concatenate([document.turn_starts for document in documents], np.uint16),
-            signatures([[message.text for message in item.messages] for item in signed]),
+            source=chunk.source,
+            file=chunk.file,
+            num_rows=len(chunk.rows),
+            num_skipped=num_skipped,
+            num_truncated=sum(document.truncated for document in documents),
+            checked_share=self._checked_share,
+            changed=dict(sorted(changed.items())),
+            rejected=sorted(rejected, key=lambda item: (item.row, item.piece or 0)),
+            documents=_completed(records, ids, loss_mask),
+            ids=ids,
+            loss_mask=loss_mask,
+            turn_starts=_concatenate([document.turn_starts for document in documents], np.uint16),
+            bands=signatures([[message.text for message in item.messages] for item in signed]),
         )
 
     def _conversation(self, chunk: Chunk, number: int, row: Mapping[str, Any]) -> Conversation | Drop:

@@ -18,6 +18,7 @@ from sft.data.build.fingerprint import Inputs
 from sft.data.build.packing import Bins, pack
 from sft.data.build.selection import Selection, repeated_rows, select
 from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
+from sft.data.manifest import BuildManifest, ShardFacts, SourceFacts, SourceInputs, SplitFacts
 from sft.data.report.dataset_card import data_card
 from sft.data.report.html import page
 from sft.data.shards import (
@@ -56,19 +57,20 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
         splits[name] = _write_split(folder, name, documents, doc_ids, corpus, inputs)
     write_documents(folder / DOCUMENTS, _table(inputs, corpus, selection, kept))
     (folder / TOKENIZER).write_text(inputs.tokenizer.json, encoding="utf-8")
-    facts = inputs.facts | {
-        "inputs_digest": inputs.digest,
-        "format": inputs.config.format,
-        "seq_len": inputs.config.seq_len,
-        "splits": splits,
-        "sources": {
-            name: {**known, **_source_facts(number, counts[name], corpus, selection)}
-            for number, (name, known) in enumerate(inputs.facts["sources"].items())
-        },
+    sources = {
+        name: _source_facts(known, number, counts[name], corpus, selection)
+        for number, (name, known) in enumerate(inputs.facts.sources.items())
     }
-    (folder / "README.md").write_text(data_card(facts), encoding="utf-8")
-    (folder / REPORT).write_text(page(Shards(folder, facts), inputs.tokenizer), encoding="utf-8")
-    write_manifest(folder, KIND, SCHEMA_VERSION, facts, is_content)
+    manifest = BuildManifest(
+        **{**vars(inputs.facts), "sources": sources},
+        inputs_digest=inputs.digest,
+        format=inputs.config.format,
+        seq_len=inputs.config.seq_len,
+        splits=splits,
+    )
+    (folder / "README.md").write_text(data_card(manifest), encoding="utf-8")
+    (folder / REPORT).write_text(page(Shards(folder, manifest), inputs.tokenizer), encoding="utf-8")
+    write_manifest(folder, KIND, SCHEMA_VERSION, manifest.to_json(), is_content)
 
 
 def quarantined(chunks: Sequence[ChunkFile]) -> Iterator[dict[str, Any]]:
@@ -125,24 +127,30 @@ def _write_split(
     doc_ids: NDArray[np.uint32],
     corpus: Corpus,
     inputs: Inputs,
-) -> dict[str, Any]:
+) -> SplitFacts:
     """Pack and write the documents of one split; the facts that the manifest records."""
     bins = pack(corpus.records["num_tokens"][documents], inputs.config.seq_len)
     per_shard = inputs.config.packs_per_shard
     count = -(-len(bins) // per_shard)
-    shards: list[dict[str, Any]] = []
+    shards: list[ShardFacts] = []
     with progress(f"write {name}", len(bins), unit="packs") as advance:
         for number in range(count):
             chosen = range(number * per_shard, min(len(bins), (number + 1) * per_shard))
             packs = _packs(bins, chosen, documents, doc_ids, corpus, inputs)
             file = shard_name(name, number, count)
             write_shard(folder / file, packs)
-            supervised, tokens = int(packs.num_supervised_N.sum()), int(packs.doc_lengths.sum(dtype=np.int64))
-            shards.append({"file": file, "packs": len(chosen), "tokens": tokens, "supervised_tokens": supervised})
+            supervised, tokens = int(packs.num_supervised_P.sum()), int(packs.doc_lengths.sum(dtype=np.int64))
+            shards.append(ShardFacts(file, packs=len(chosen), tokens=tokens, supervised_tokens=supervised))
             advance(len(chosen), "")
-    total = {key: sum(int(shard[key]) for shard in shards) for key in ("packs", "tokens", "supervised_tokens")}
-    density = total["tokens"] / (total["packs"] * inputs.config.seq_len) if len(bins) else 0.0
-    return {**total, "documents": len(documents), "density": round(density, 6), "shards": shards}
+    num_tokens = sum(shard.tokens for shard in shards)
+    return SplitFacts(
+        packs=len(bins),
+        tokens=num_tokens,
+        supervised_tokens=sum(shard.supervised_tokens for shard in shards),
+        documents=len(documents),
+        density=round(num_tokens / (len(bins) * inputs.config.seq_len), 6) if len(bins) else 0.0,
+        shards=tuple(shards),
+    )
 
 
 def _packs(
@@ -159,10 +167,10 @@ def _packs(
     placed = documents[bins.documents[ends[0] : ends[-1]]]
     lengths = corpus.records["num_tokens"][placed].astype(np.int64)
     ends = ends - ends[0]
-    ids_NT = np.full((len(chosen), seq_len), inputs.tokenizer.pad_id, inputs.id_type)
-    mask_NT = np.zeros((len(chosen), seq_len), np.uint8)
-    _copy(corpus, placed, _starts(lengths, ends, seq_len), ids_NT.reshape(-1), mask_NT.reshape(-1))
-    return Packs(ids_NT, mask_NT, lengths, doc_ids[placed], ends, mask_NT.sum(axis=1, dtype=np.uint32))
+    ids_PT = np.full((len(chosen), seq_len), inputs.tokenizer.pad_id, inputs.id_type)
+    mask_PT = np.zeros((len(chosen), seq_len), np.uint8)
+    _copy(corpus, placed, _starts(lengths, ends, seq_len), ids_PT.reshape(-1), mask_PT.reshape(-1))
+    return Packs(ids_PT, mask_PT, lengths, doc_ids[placed], ends, mask_PT.sum(axis=1, dtype=np.uint32))
 
 
 def _starts(lengths: NDArray[np.int64], ends: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
@@ -203,21 +211,24 @@ def _table(inputs: Inputs, corpus: Corpus, selection: Selection, kept: NDArray[n
     )
 
 
-def _source_facts(number: int, counts: SourceCounts, corpus: Corpus, selection: Selection) -> dict[str, Any]:
+def _source_facts(
+    known: SourceInputs, number: int, counts: SourceCounts, corpus: Corpus, selection: Selection
+) -> SourceFacts:
     mine = (corpus.source == number) & (selection.uses > 0)
     uses = selection.uses[mine].astype(np.int64)
-    return {
-        "rows_read": counts.rows_read,
-        "rows_skipped": counts.rows_skipped,
-        "rows_kept": counts.rows_kept,
-        "rows_dropped": counts.rows_dropped,
-        "reasons": dict(sorted(counts.reasons.items())),
-        "changed": dict(sorted(counts.changed.items())),
-        "split": counts.split,
-        "truncated": counts.truncated,
-        "documents": int(mine.sum()),
-        "distinct_conversations": len(np.unique(corpus.records["digest"][mine])),
-        "held_out_documents": int((mine & selection.held_out).sum()),
-        "tokens": int((corpus.records["num_tokens"][mine] * uses).sum()),
-        "supervised_tokens": int((corpus.records["num_supervised"][mine] * uses).sum()),
-    }
+    return SourceFacts(
+        **vars(known),
+        rows_read=counts.rows_read,
+        rows_skipped=counts.rows_skipped,
+        rows_kept=counts.rows_kept,
+        rows_dropped=counts.rows_dropped,
+        reasons=dict(sorted(counts.reasons.items())),
+        changed=dict(sorted(counts.changed.items())),
+        split=counts.split,
+        truncated=counts.truncated,
+        documents=int(mine.sum()),
+        distinct_conversations=len(np.unique(corpus.records["digest"][mine])),
+        held_out_documents=int((mine & selection.held_out).sum()),
+        tokens=int((corpus.records["num_tokens"][mine] * uses).sum()),
+        supervised_tokens=int((corpus.records["num_supervised"][mine] * uses).sum()),
+    )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft.data.documents import DocumentTable
-from sft.data.result_keys import RESULT_KEYS
+from sft.data.manifest import BuildManifest, SourceFacts
 from sft.data.shards import Shards
 
 Rows = NDArray[np.int64]
@@ -90,7 +90,7 @@ def diff(a: Shards, b: Shards) -> Diff:
 
     Raises: DataError if one is not as published.
     """
-    sources = list(dict.fromkeys([*a.manifest["sources"], *b.manifest["sources"]]))
+    sources = list(dict.fromkeys([*a.manifest.sources, *b.manifest.sources]))
     files = sorted({*a.documents.files, *b.documents.files})
     rows_a, rows_b = (_conversations(shards.documents, sources, files) for shards in (a, b))
     lost = rows_a.key_N[~np.isin(rows_a.key_N, rows_b.key_N)]
@@ -100,13 +100,24 @@ def diff(a: Shards, b: Shards) -> Diff:
         name: _source_diff(rows_a, rows_b, number, (_missing(b, name), records_b), (_missing(a, name), records_a))
         for number, name in enumerate(sources)
     }
-    is_same = a.manifest["content_digest"] == b.manifest["content_digest"]
+    is_same = a.manifest.content_digest == b.manifest.content_digest
     changes = list(_changes(a.manifest, b.manifest))
-    return Diff(a, b, rows_a, rows_b, is_same, changes, found, records_a, records_b)
+    return Diff(
+        a=a,
+        b=b,
+        rows_a=rows_a,
+        rows_b=rows_b,
+        is_same_build=is_same,
+        settings=changes,
+        sources=found,
+        records_a=records_a,
+        records_b=records_b,
+    )
 
 
 def summary(result: Diff) -> dict[str, Any]:
     """The result as JSON values, without examples."""
+    sides = ("a", result.a), ("b", result.b)
     return {
         "a": _facts(result.a),
         "b": _facts(result.b),
@@ -131,7 +142,7 @@ def summary(result: Diff) -> dict[str, Any]:
                 "lost_reasons": item.lost_reasons,
                 "gained_reasons": item.gained_reasons,
                 "counts": {
-                    key: {side: shards.manifest["sources"].get(name, {}).get(key) for side, shards in _sides(result)}
+                    key: {side: getattr(shards.manifest.sources.get(name), key, None) for side, shards in sides}
                     for key in ("rows_read", "rows_skipped", "tokens", "supervised_tokens", "reasons")
                 },
             }
@@ -140,12 +151,10 @@ def summary(result: Diff) -> dict[str, Any]:
     }
 
 
-def _sides(result: Diff) -> tuple[tuple[str, Shards], ...]:
-    return ("a", result.a), ("b", result.b)
-
-
 def _facts(shards: Shards) -> dict[str, Any]:
-    return {key: shards.manifest[key] for key in ("name", "content_digest", "splits")}
+    manifest = shards.manifest
+    splits = {name: split.to_json() for name, split in manifest.splits.items()}
+    return {"name": manifest.name, "content_digest": manifest.content_digest, "splits": splits}
 
 
 def _conversations(table: DocumentTable, sources: Sequence[str], files: Sequence[str]) -> Conversations:
@@ -159,13 +168,13 @@ def _conversations(table: DocumentTable, sources: Sequence[str], files: Sequence
     counts = [np.add.reduceat(column.astype(np.int64), first) if len(first) else first for column in columns]
     first = first[order]
     return Conversations(
-        key[first],
-        table.digest[first],
-        np.stack(counts, axis=1)[order],
-        table.held_out[first],
-        table.uses[first].astype(np.int64),
-        first,
-        np.searchsorted(key[first], np.arange(len(sources) + 1, dtype=np.uint64) * np.uint64(len(files) << 32)),
+        key_N=key[first],
+        digest_N=table.digest[first],
+        counts_N5=np.stack(counts, axis=1)[order],
+        held_out_N=table.held_out[first],
+        uses_N=table.uses[first].astype(np.int64),
+        first_document_N=first,
+        ends=np.searchsorted(key[first], np.arange(len(sources) + 1, dtype=np.uint64) * np.uint64(len(files) << 32)),
     )
 
 
@@ -193,7 +202,8 @@ def _records(
 
 def _missing(shards: Shards, source: str) -> str:
     """Why rows of a source may be neither packed nor in the quarantine."""
-    return LEFT_OUT if shards.manifest["sources"].get(source, {}).get("rows_skipped") else NOT_READ
+    facts = shards.manifest.sources.get(source)
+    return LEFT_OUT if facts is not None and facts.rows_skipped else NOT_READ
 
 
 def _source_diff(
@@ -212,20 +222,20 @@ def _source_diff(
     lost, gained = _without(mine_a, both_a), _without(mine_b, both_b)
     digests_a, digests_b = np.unique(a.digest_N[mine_a]), np.unique(b.digest_N[mine_b])
     return SourceDiff(
-        mine_a.stop - mine_a.start,
-        mine_b.stop - mine_b.start,
-        int((~text & ~tokens).sum()),
-        (both_a[text], both_b[text]),
-        (both_a[tokens], both_b[tokens]),
-        (both_a[moved], both_b[moved]),
-        int(b.held_out_N[both_b[moved]].sum()),
-        int((a.uses_N[both_a] != b.uses_N[both_b]).sum()),
-        lost,
-        gained,
-        len(np.intersect1d(digests_a, digests_b, assume_unique=True)),
-        (len(digests_a), len(digests_b)),
-        _reasons(a.key_N[lost], *in_b),
-        _reasons(b.key_N[gained], *in_a),
+        num_a=mine_a.stop - mine_a.start,
+        num_b=mine_b.stop - mine_b.start,
+        num_same=int((~text & ~tokens).sum()),
+        text=(both_a[text], both_b[text]),
+        tokens=(both_a[tokens], both_b[tokens]),
+        moved=(both_a[moved], both_b[moved]),
+        num_to_valid=int(b.held_out_N[both_b[moved]].sum()),
+        num_repacked=int((a.uses_N[both_a] != b.uses_N[both_b]).sum()),
+        lost=lost,
+        gained=gained,
+        num_shared_digests=len(np.intersect1d(digests_a, digests_b, assume_unique=True)),
+        num_digests=(len(digests_a), len(digests_b)),
+        lost_reasons=_reasons(a.key_N[lost], *in_b),
+        gained_reasons=_reasons(b.key_N[gained], *in_a),
     )
 
 
@@ -238,13 +248,15 @@ def _reasons(keys: NDArray[np.uint64], otherwise: str, records: dict[int, dict[s
     return dict(reasons.most_common())
 
 
-def _changes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _changes(a: BuildManifest, b: BuildManifest) -> Iterator[tuple[str, Any, Any]]:
     """Settings and inputs that differ; those that differ alike in several sources are told once."""
-    plain_a, plain_b = ({k: v for part in _SETTINGS for k, v in _flat(part, m.get(part))} for m in (a, b))
+    plain_a, plain_b = (
+        {k: v for part in _SETTINGS for k, v in _flat(part, values[part])} for values in (a.to_json(), b.to_json())
+    )
     for name in [*plain_a, *(name for name in plain_b if name not in plain_a)]:
         if plain_a.get(name) != plain_b.get(name):
             yield name.removeprefix("settings."), plain_a.get(name), plain_b.get(name)
-    sources_a, sources_b = a["sources"], b["sources"]
+    sources_a, sources_b = a.sources, b.sources
     for name in [*sources_a, *sources_b]:
         if (name in sources_a) != (name in sources_b):
             one, other = ("present" if name in side else "absent" for side in (sources_a, sources_b))
@@ -260,12 +272,10 @@ def _changes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[str, Any, A
         yield f"sources.{','.join(names)}.{name}", one, other
 
 
-def _source_settings(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in facts.items():
-        if name == "raw_files":
-            yield name, [f"{item['name']} {item['sha256'][:12]}" for item in value]
-        elif name not in RESULT_KEYS:
-            yield from _flat(name, value)
+def _source_settings(facts: SourceFacts) -> Iterator[tuple[str, Any]]:
+    for name, value in {**facts.settings, "recipe": facts.recipe}.items():
+        yield from _flat(name, value)
+    yield "raw_files", [f"{file.name} {file.sha256[:12]}" for file in facts.raw_files]
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

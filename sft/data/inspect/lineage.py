@@ -1,6 +1,6 @@
 """From a token to its raw row and from a raw row to its packs, or to the reason why it is in none.
 
-D = documents asked for, P = documents as they are placed in packs, repeats included.
+N = documents asked for, U = uses of documents: their places in packs, repeats included.
 """
 
 import bisect
@@ -17,10 +17,11 @@ from sft.chat.roles import role_of
 from sft.chat.tokenizer import ChatTokenizer
 from sft.chat.turns import marker_begins
 from sft.data.build.corpus import RowId
+from sft.data.manifest import RawFile
 from sft.data.shards import Pack, Shards
 from sft.data.sources.files import MAX_ROW_BYTES, read_rows
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 WINDOW_TOKENS = 12
 """Tokens shown on each side of a traced one."""
@@ -88,32 +89,32 @@ def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: in
     begins = marker_begins(shards.turn_starts(doc_id, ids, tokenizer), tokenizer)
     text = max(0, bisect.bisect_right(begins, here) - 1)
     return TokenOrigin(
-        doc_id,
-        int(ids[here]),
-        role_of(text),
-        int(shards.documents.first_turn[doc_id]) + (text - 1) // 2 if text else None,
-        bool(tokenizer.is_control[ids[here]]),
-        bool(pack.loss_mask_T[token]),
-        tokenizer.spell(ids[max(0, here - WINDOW_TOKENS) : here]),
-        tokenizer.spell(ids[here : here + 1]),
-        tokenizer.spell(ids[here + 1 : here + 1 + WINDOW_TOKENS]),
+        doc_id=doc_id,
+        token_id=int(ids[here]),
+        role=role_of(text),
+        exchange=int(shards.documents.first_turn[doc_id]) + (text - 1) // 2 if text else None,
+        is_control=bool(tokenizer.is_control[ids[here]]),
+        has_loss=bool(pack.loss_mask_T[token]),
+        before=tokenizer.spell(ids[max(0, here - WINDOW_TOKENS) : here]),
+        spelling=tokenizer.spell(ids[here : here + 1]),
+        after=tokenizer.spell(ids[here + 1 : here + 1 + WINDOW_TOKENS]),
     )
 
 
-def spans(shards: Shards, doc_ids_D: NDArray[Any]) -> list[Span]:
+def spans(shards: Shards, doc_ids_N: NDArray[Any]) -> list[Span]:
     """Every place of these documents, in the order of splits and packs."""
     found: list[Span] = []
-    if not len(doc_ids_D):
+    if not len(doc_ids_N):
         return found
-    for name in shards.manifest["splits"]:
-        ids_P, lengths_P, counts_N = shards.split(name).placed
-        stops_P, firsts_N = np.cumsum(lengths_P), np.cumsum(counts_N) - counts_N
-        chosen = np.flatnonzero(np.isin(ids_P, doc_ids_D))
+    for name in shards.manifest.splits:
+        ids_U, lengths_U, counts_N = shards.split(name).placed
+        stops_U, firsts_N = np.cumsum(lengths_U), np.cumsum(counts_N) - counts_N
+        chosen = np.flatnonzero(np.isin(ids_U, doc_ids_N))
         packs = np.searchsorted(firsts_N, chosen, side="right") - 1
-        # A pack's first token, counted like stops_P; every pack holds a document.
-        origins = stops_P[firsts_N[packs]] - lengths_P[firsts_N[packs]]
-        stops = stops_P[chosen] - origins
-        columns = (ids_P[chosen], packs, stops - lengths_P[chosen], stops)
+        # A pack's first token, counted like stops_U; every pack holds a document.
+        origins = stops_U[firsts_N[packs]] - lengths_U[firsts_N[packs]]
+        stops = stops_U[chosen] - origins
+        columns = (ids_U[chosen], packs, stops - lengths_U[chosen], stops)
         found += [Span(i, name, n, a, b) for i, n, a, b in zip(*(c.tolist() for c in columns), strict=True)]
     return found
 
@@ -133,10 +134,10 @@ def parse_place(shards: Shards, text: str) -> RowId:
     file, _, row = rest.rpartition(":")
     if not (row.isascii() and row.isdigit()):
         raise ConfigError(f"row {text!r}: expected SOURCE:FILE:ROW", hint="such as alpaca:alpaca_data.json:17")
-    known = shards.manifest["sources"]
+    known = shards.manifest.sources
     if source not in known:
         raise ConfigError(f"no source {source!r}", on=shards.folder, hint=f"its sources are {', '.join(known)}")
-    names = [item["name"] for item in known[source]["raw_files"]]
+    names = [file.name for file in known[source].raw_files]
     matches = [name for name in names if name == file] or [name for name in names if f"/{name}".endswith(f"/{file}")]
     if not file:
         matches = names
@@ -151,15 +152,16 @@ def row_fate(shards: Shards, place: RowId) -> RowFate:
 
     Raises: ConfigError if the build read no such row.
     """
-    table, facts = shards.documents, shards.manifest["sources"][place.source]
+    table, facts = shards.documents, shards.manifest.sources[place.source]
     of_file = _is(table.source, table.sources, place.source) & _is(table.file, table.files, place.file)
     records = [item for item in shards.quarantine() if (item["source"], item["file"]) == (place.source, place.file)]
     last = max([-1, *table.row[of_file][-1:].tolist(), *(item["row"] for item in records)])
     doc_ids = np.flatnonzero(of_file & (table.row == place.row))
     dropped = [item for item in records if item["row"] == place.row]
     fate = RowFate(place, doc_ids.tolist(), spans(shards, doc_ids), dropped, last >= place.row)
-    if fate.is_left_out and not facts["rows_skipped"]:
-        limit = f" (max_rows={facts['max_rows']})" if facts["max_rows"] else ""
+    if fate.is_left_out and not facts.rows_skipped:
+        max_rows = facts.settings["max_rows"]
+        limit = f" (max_rows={max_rows})" if max_rows else ""
         raise ConfigError(
             f"{place.source}: the build read no row {place.row} of {place.file}",
             on=shards.folder,
@@ -168,10 +170,9 @@ def row_fate(shards: Shards, place: RowId) -> RowFate:
     return fate
 
 
-def raw_file(shards: Shards, place: RowId) -> dict[str, Any]:
-    """What the manifest says about the raw file of a row: name, bytes, sha256."""
-    files: list[dict[str, Any]] = shards.manifest["sources"][place.source]["raw_files"]
-    return next(item for item in files if item["name"] == place.file)
+def raw_file(shards: Shards, place: RowId) -> RawFile:
+    """What the manifest says about the raw file of a row."""
+    return next(file for file in shards.manifest.sources[place.source].raw_files if file.name == place.file)
 
 
 def raw_row(shards: Shards, place: RowId, sources_dir: Path) -> str:
@@ -179,7 +180,7 @@ def raw_row(shards: Shards, place: RowId, sources_dir: Path) -> str:
 
     Raises: ConfigError if the file is not there or has no such row, DataError if it is not the one that was built from.
     """
-    path, wanted = sources_dir / place.file, raw_file(shards, place)["sha256"]
+    path, wanted = sources_dir / place.file, raw_file(shards, place).sha256
     if not path.is_file():
         raise ConfigError("no such raw file", on=path, hint="--sources is the folder that was sources_dir")
     found = file_sha256(path)
@@ -189,7 +190,7 @@ def raw_row(shards: Shards, place: RowId, sources_dir: Path) -> str:
             on=path,
             hint="find the file as it was when the shards were built",
         )
-    for number, row in read_rows(path, shards.manifest["settings"].get("max_row_bytes", MAX_ROW_BYTES)):
+    for number, row in read_rows(path, shards.manifest.settings.get("max_row_bytes", MAX_ROW_BYTES)):
         if number == place.row:
             return _text(row)
     raise ConfigError(f"has no row {place.row}", on=path, hint="rows are counted from 0")

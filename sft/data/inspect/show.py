@@ -29,6 +29,7 @@ from sft.data.inspect.lineage import (
     rows_of_packs,
     token_origin,
 )
+from sft.data.manifest import SourceFacts, SplitFacts
 from sft.data.report.pack_browser import visible
 from sft.data.shards import Pack, Shards
 from sft.errors import ConfigError
@@ -40,24 +41,22 @@ def overview(folder: Path, console: Console) -> None:
     """Print the splits and sources of a build and why rows were dropped."""
     shards = Shards.open(folder, check_hashes=False)
     manifest = shards.manifest
-    line = f"{manifest['name']}  {folder}  content {manifest['content_digest'][:12]}"
+    line = f"{manifest.name}  {folder}  content {manifest.content_digest[:12]}"
     print_line(console, line, "bold")
     splits = Table("split", "packs", "documents", "tokens", "supervised", "density")
-    for name, facts in manifest["splits"].items():
-        share = facts["supervised_tokens"] / max(1, facts["tokens"])
-        counts = (f"{facts[key]:,}" for key in ("packs", "documents", "tokens"))
-        splits.add_row(cell(name), *counts, f"{share:.1%}", f"{facts['density']:.3%}")
+    for name, split in manifest.splits.items():
+        counts = (f"{count:,}" for count in (split.packs, split.documents, split.tokens))
+        splits.add_row(cell(name), *counts, share_with_loss(split), f"{split.density:.3%}")
     console.print(splits)
     sources = Table("source", "rows", "kept", "documents", "tokens", "supervised")
-    for name, facts in manifest["sources"].items():
-        share = facts["supervised_tokens"] / max(1, facts["tokens"])
-        counts = (f"{facts[key]:,}" for key in ("rows_read", "rows_kept", "documents", "tokens"))
-        sources.add_row(cell(name), *counts, f"{share:.1%}")
+    for name, source in manifest.sources.items():
+        counts = (f"{count:,}" for count in (source.rows_read, source.rows_kept, source.documents, source.tokens))
+        sources.add_row(cell(name), *counts, share_with_loss(source))
     console.print(sources)
-    for name, facts in manifest["sources"].items():
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in facts["reasons"].items())
-        cause = " or ".join(skipping(facts))
-        skipped = f"; {facts['rows_skipped']:,} left out by {cause}" if facts["rows_skipped"] else ""
+    for name, source in manifest.sources.items():
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in source.reasons.items())
+        cause = " or ".join(skipping(source))
+        skipped = f"; {source.rows_skipped:,} left out by {cause}" if source.rows_skipped else ""
         print_line(console, f"dropped from {name}: {reasons or 'nothing'}{skipped}")
 
 
@@ -67,7 +66,7 @@ def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
     tokenizer = shards.load_tokenizer()
     pack = _pack(shards, split, index)
     console.print(
-        f"[bold]{split} pack {index}[/]: {len(pack.doc_ids_D)} documents, "
+        f"[bold]{split} pack {index}[/]: {len(pack.doc_ids_N)} documents, "
         f"{pack.num_tokens} of {shards.seq_len} tokens, {pack.num_supervised} with loss (underlined)"
     )
     for number, (doc_id, place) in enumerate(pack.documents()):
@@ -87,7 +86,7 @@ def trace(folder: Path, split: str, index: int, token: int, console: Console, so
     raw = raw_row(shards, place, sources_dir) if sources_dir is not None else None
     kind = "control token, " if origin.is_control else ""
     loss = "with loss" if origin.has_loss else "without loss"
-    if origin.is_control and origin.has_loss and shards.manifest["settings"]["supervise"] == "assistant":
+    if origin.is_control and origin.has_loss and shards.manifest.settings["supervise"] == "assistant":
         loss += ": it ends the answer before it"
     print_line(
         console, f"{split} pack {index}, token {token}: {_spelling(origin)} (id {origin.token_id}), {kind}{loss}"
@@ -167,9 +166,15 @@ def _window(origin: TokenOrigin) -> str:
     return f"{before}»{spelling}«{after}"
 
 
-def skipping(facts: dict[str, Any]) -> list[str]:
+def share_with_loss(facts: SourceFacts | SplitFacts) -> str:
+    """How much of the tokens has loss."""
+    return f"{facts.supervised_tokens / max(1, facts.tokens):.1%}"
+
+
+def skipping(source: SourceFacts) -> list[str]:
     """The settings by which a source leaves out rows without dropping them."""
-    return [f"{key}={facts[key]}" for key in ("weight", "num_conversations") if facts[key] not in (1, None)]
+    values = {key: source.settings[key] for key in ("weight", "num_conversations")}
+    return [f"{key}={value}" for key, value in values.items() if value not in (1, None)]
 
 
 def one_line(text: str) -> str:
@@ -183,9 +188,9 @@ def _verdict(shards: Shards, fate: RowFate, raw: str | None) -> str:
         return f"kept as {pieces}, packed {len(fate.spans)} times" if len(fate.spans) != 1 else f"kept as {pieces}"
     if fate.dropped:
         return "dropped"
-    facts = shards.manifest["sources"][fate.place.source]
+    source = shards.manifest.sources[fate.place.source]
     unsure = "" if fate.is_known or raw is not None else ", or not in the file (--sources FOLDER looks)"
-    return f"neither packed nor dropped: left out by {' or '.join(skipping(facts))}{unsure}"
+    return f"neither packed nor dropped: left out by {' or '.join(skipping(source))}{unsure}"
 
 
 def _document(shards: Shards, doc_id: int) -> str:
@@ -211,7 +216,7 @@ def _print_record(record: dict[str, Any], console: Console) -> None:
 
 def _print_raw(shards: Shards, place: RowId, raw: str | None, console: Console) -> None:
     """The raw file's hash and, if it is known, the row itself."""
-    print_line(console, f"  file    sha256 {raw_file(shards, place)['sha256']}")
+    print_line(console, f"  file    sha256 {raw_file(shards, place).sha256}")
     if raw is not None:
         print_line(console, f"raw row\n{raw}")
 

@@ -19,7 +19,7 @@ from sft.chat.formats.base import END
 from sft.chat.turns import marker_begins
 from sft.data.inspect.diff import Conversations, Diff, SourceDiff, diff, summary
 from sft.data.inspect.lineage import place_of, spans
-from sft.data.inspect.show import cell, one_line, print_line
+from sft.data.inspect.show import cell, one_line, print_line, share_with_loss
 from sft.data.report.pack_browser import spread, visible
 from sft.data.shards import Shards, Split
 from sft.errors import ConfigError
@@ -61,7 +61,7 @@ class _Texts:
     def __init__(self, shards: Shards, rows: Conversations, chosen: Iterable[int], *, with_ends: bool) -> None:
         self._rows, self._with_ends = rows, with_ends
         self._shards, self._tokenizer = shards, shards.load_tokenizer()
-        self._splits: dict[str, Split] = {name: shards.split(name) for name in shards.manifest["splits"]}
+        self._splits: dict[str, Split] = {name: shards.split(name) for name in shards.manifest.splits}
         doc_ids = [doc_id for row in chosen for doc_id in self._documents(row)]
         self._spans = {span.doc_id: span for span in spans(shards, np.array(doc_ids, np.int64))}
 
@@ -103,7 +103,7 @@ def _examples(result: Diff, item: SourceDiff, count: int) -> dict[str, list[Exam
     pairs = {"text changed": item.text, "tokens changed": item.tokens, "moved": item.moved}
     chosen = {kind: (spread(a, count).tolist(), spread(b, count).tolist()) for kind, (a, b) in pairs.items()}
     lost, gained = spread(item.lost, count).tolist(), spread(item.gained, count).tolist()
-    same_ends = len({shards.manifest["settings"]["end_token"] for shards in (result.a, result.b)}) == 1
+    same_ends = len({shards.manifest.settings["end_token"] for shards in (result.a, result.b)}) == 1
     rows_a, rows_b = ([row for pair in chosen.values() for row in pair[side]] for side in (0, 1))
     texts_a = _Texts(result.a, result.rows_a, [*lost, *rows_a], with_ends=same_ends)
     texts_b = _Texts(result.b, result.rows_b, [*gained, *rows_b], with_ends=same_ends)
@@ -195,8 +195,8 @@ def _crop(line: str, start: int) -> str:
 
 def _print_overview(result: Diff, console: Console) -> None:
     for side, shards in (("A", result.a), ("B", result.b)):
-        facts = shards.manifest
-        print_line(console, f"{side}  {facts['name']}  {shards.folder}  content {facts['content_digest'][:12]}", "bold")
+        name, digest = shards.manifest.name, shards.manifest.content_digest[:12]
+        print_line(console, f"{side}  {name}  {shards.folder}  content {digest}", "bold")
     if result.is_same_build:
         print_line(console, "the same build: the manifests record the same bytes (to read all of them: sft verify)")
         return
@@ -236,9 +236,9 @@ def _print_rows(result: Diff, console: Console) -> None:
 def _print_counts(result: Diff, console: Console) -> None:
     table = _table("source", "tokens A", "tokens B", "loss A", "loss B", "to valid", "to train", "uses")
     for name, item in result.sources.items():
-        sides = [shards.manifest["sources"].get(name) for shards in (result.a, result.b)]
-        tokens = [facts["tokens"] if facts else 0 for facts in sides]
-        shares = [f"{facts['supervised_tokens'] / max(1, facts['tokens']):.1%}" if facts else "" for facts in sides]
+        sides = [shards.manifest.sources.get(name) for shards in (result.a, result.b)]
+        tokens = [facts.tokens if facts else 0 for facts in sides]
+        shares = [share_with_loss(facts) if facts else "" for facts in sides]
         moved = (item.num_to_valid, len(item.moved[0]) - item.num_to_valid, item.num_repacked)
         _add(table, name, *tokens, *shares, *moved)
     console.print(table)
@@ -247,7 +247,8 @@ def _print_counts(result: Diff, console: Console) -> None:
     drops = _table("dropped from", "reason", "A", "B")
     drops.columns[1].justify = "left"
     for name in result.sources:
-        one, other = (shards.manifest["sources"].get(name, {}).get("reasons", {}) for shards in (result.a, result.b))
+        sides = [shards.manifest.sources.get(name) for shards in (result.a, result.b)]
+        one, other = (facts.reasons if facts else {} for facts in sides)
         for reason in sorted({*one, *other}):
             if one.get(reason, 0) != other.get(reason, 0):
                 _add(drops, name, reason, one.get(reason, 0), other.get(reason, 0))

@@ -14,8 +14,9 @@ from sft.chat.tokenizer import ChatTokenizer
 from sft.chat.turns import Turns
 from sft.console.progress import progress
 from sft.data.digests import content_digests
+from sft.data.manifest import SourceFacts, SplitFacts, TokenizerFacts
 from sft.data.shards import SCHEMA_VERSION, Pack, Shards, Split
-from sft.errors import DataError
+from sft.errors import DataError, listed
 from sft.storage.manifest import damaged_files, refuse_damaged
 
 MAX_SHOWN = 10
@@ -28,47 +29,47 @@ def verify(folder: Path) -> str:
     Raises: DataError listing the first violations.
     """
     shards = Shards.open(folder)
-    refuse_damaged(folder, damaged_files(folder, shards.manifest))
+    refuse_damaged(folder, damaged_files(folder, shards.manifest.files))
     tokenizer = shards.load_tokenizer()
     table = shards.documents
     uses = np.zeros(len(table), np.int64)
     violations = list(_manifest_problems(shards, tokenizer))
-    for name, facts in shards.manifest["splits"].items():
+    for name, facts in shards.manifest.splits.items():
         split = shards.split(name)
         violations += _total_problems(name, split, facts, shards.seq_len)
         with progress(f"verify {name}", len(split), unit="packs") as advance:
             for start in range(0, len(split), PACKS_PER_BATCH):
                 packs = [split[index] for index in range(start, min(len(split), start + PACKS_PER_BATCH))]
                 violations += _problems(packs, start, name, shards, tokenizer)
-                documents = np.concatenate([pack.doc_ids_D for pack in packs])
+                documents = np.concatenate([pack.doc_ids_N for pack in packs])
                 np.add.at(uses, documents[documents < len(table)], 1)
                 advance(len(packs), "")
     if wrong := int((uses != table.uses).sum()):
         violations.append(f"{wrong} documents are not packed as often as the document table says")
     if violations:
-        shown = "\n".join(f"  - {text}" for text in violations[:MAX_SHOWN])
-        raise DataError(f"{len(violations)} violations of the contract\n{shown}", on=folder, hint="build again")
+        what = f"{len(violations)} violations of the contract{listed(violations, MAX_SHOWN)}"
+        raise DataError(what, on=folder, hint="build again")
     tokens = int(table.num_tokens.sum())
-    return f"{len(shards.manifest['files'])} files, {len(table):,} documents, {tokens:,} tokens: all as they must be"
+    return f"{len(shards.manifest.files)} files, {len(table):,} documents, {tokens:,} tokens: all as they must be"
 
 
 def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
     """Where the manifest's counts are not those of the document table, the quarantine and the tokenizer."""
     table, manifest = shards.documents, shards.manifest
-    if manifest["tokenizer"] != {"sha256": tokenizer.sha256, "num_ids": tokenizer.num_ids}:
+    if manifest.tokenizer != TokenizerFacts(tokenizer.sha256, tokenizer.num_ids):
         yield "tokenizer.json is not the tokenizer of the manifest"
-    if manifest["schema_version"] == SCHEMA_VERSION and table.turn_starts is None:
+    if manifest.schema_version == SCHEMA_VERSION and table.turn_starts is None:
         yield "the document table does not say where turns start"
     reasons = Counter((item["source"], item["reason"]) for item in shards.quarantine())
     for number, name in enumerate(table.sources):
-        facts, mine = manifest["sources"][name], table.source == number
+        facts, mine = manifest.sources[name], table.source == number
         uses = table.uses[mine].astype(np.int64)
         found = {
             "documents": int(mine.sum()),
             "tokens": int((table.num_tokens[mine] * uses).sum()),
             "supervised_tokens": int((table.num_supervised[mine] * uses).sum()),
             "held_out_documents": int((mine & table.held_out).sum()),
-            "rows_read": facts["rows_kept"] + facts["rows_dropped"] + facts["rows_skipped"],
+            "rows_read": facts.rows_kept + facts.rows_dropped + facts.rows_skipped,
             "reasons": {reason: count for (source, reason), count in sorted(reasons.items()) if source == name},
         }
         yield from _differences(name, facts, found)
@@ -77,23 +78,23 @@ def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str
             yield f"{both} held-out documents have {what} that are in training as well"
 
 
-def _total_problems(name: str, split: Split, facts: dict[str, Any], seq_len: int) -> Iterator[str]:
+def _total_problems(name: str, split: Split, facts: SplitFacts, seq_len: int) -> Iterator[str]:
     packs = (split[index] for index in range(len(split)))
-    sizes: NDArray[np.int64] = np.array([(pack.num_tokens, len(pack.doc_ids_D)) for pack in packs]).reshape(-1, 2)
+    sizes: NDArray[np.int64] = np.array([(pack.num_tokens, len(pack.doc_ids_N)) for pack in packs]).reshape(-1, 2)
     tokens, documents = map(int, sizes.sum(axis=0))
     found = {
         "tokens": tokens,
-        "supervised_tokens": int(split.num_supervised_N.sum()),
+        "supervised_tokens": int(split.num_supervised_P.sum()),
         "documents": documents,
         "density": round(tokens / (len(sizes) * seq_len), 6) if len(sizes) else 0.0,
     }
     yield from _differences(name, facts, found)
 
 
-def _differences(name: str, facts: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+def _differences(name: str, facts: SourceFacts | SplitFacts, found: dict[str, Any]) -> Iterator[str]:
     for key, value in found.items():
-        if facts.get(key) != value:
-            yield f"{name}: {key} is {facts.get(key)} in the manifest, found {value}"
+        if (recorded := getattr(facts, key)) != value:
+            yield f"{name}: {key} is {recorded} in the manifest, found {value}"
 
 
 def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
@@ -106,7 +107,7 @@ def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokeniz
         yield from (f"{split} pack {number}: {text}" for text in problems)
         if unreadable is None:
             readable.append(pack)
-            names += [f"{split} pack {number}: document {doc_id}" for doc_id in pack.doc_ids_D.tolist()]
+            names += [f"{split} pack {number}: document {doc_id}" for doc_id in pack.doc_ids_N.tolist()]
     if readable:
         yield from (
             f"{names[number]}: {text}" for number, text in _document_problems(readable, split, shards, tokenizer)
@@ -119,11 +120,11 @@ def _unreadable(pack: Pack, shards: Shards, tokenizer: ChatTokenizer) -> str | N
     if (
         len(pack.input_ids_T) != shards.seq_len
         or end > shards.seq_len
-        or len(pack.doc_ids_D) != len(pack.doc_lengths_D)
-        or not pack.doc_lengths_D.all()
+        or len(pack.doc_ids_N) != len(pack.doc_lengths_N)
+        or not pack.doc_lengths_N.all()
     ):
         return f"{end} of {len(pack.input_ids_T)} tokens, expected at most {shards.seq_len}"
-    if pack.input_ids_T.max() >= tokenizer.num_ids or (pack.doc_ids_D >= len(shards.documents)).any():
+    if pack.input_ids_T.max() >= tokenizer.num_ids or (pack.doc_ids_N >= len(shards.documents)).any():
         return "a token or document that does not exist"
     return None
 
@@ -140,9 +141,9 @@ def _document_problems(
     packs: list[Pack], split: str, shards: Shards, tokenizer: ChatTokenizer
 ) -> Iterator[tuple[int, str]]:
     """What is wrong with the documents of these packs, counted from the first one's first."""
-    table, settings = shards.documents, shards.manifest["settings"]
-    ids: NDArray[Any] = np.concatenate([pack.doc_ids_D for pack in packs])
-    lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_D for pack in packs]).astype(np.int64)
+    table, settings = shards.documents, shards.manifest.settings
+    ids: NDArray[Any] = np.concatenate([pack.doc_ids_N for pack in packs])
+    lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_N for pack in packs]).astype(np.int64)
     batch = DocumentBatch(
         np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]),
         np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]),
@@ -158,7 +159,7 @@ def _document_problems(
     layout = Layout(shards.seq_len, supervise=settings["supervise"], end_token=settings["end_token"])
     broken = dict(structure_violations(batch, tokenizer, layout))
     yield from ((number, f"{drop.reason}, {drop.detail}") for number, drop in broken.items())
-    content = content_digests(batch.ids_T, batch.loss_mask_T, batch.ends_D)
+    content = content_digests(batch.ids_T, batch.loss_mask_T, batch.ends_N)
     for number in np.flatnonzero(content != table.content[ids]).tolist():
         if number not in broken:
             yield number, "its tokens or loss mask are not those of the document table"

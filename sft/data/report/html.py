@@ -1,4 +1,4 @@
-"""One HTML file about a build: counts, what was left out, lengths, packing, licences, and packs to leaf through.
+"""One HTML file about a build: counts, what was left out, lengths, packing, licenses, and packs to leaf through.
 
 It is part of the build, so equal builds give equal pages: no clock, no host, no place.
 """
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.documents import DocumentTable
+from sft.data.manifest import BuildManifest, SourceFacts
 from sft.data.report.histogram import Histogram, log_edges, log_histogram, share_histogram
-from sft.data.report.licenses import consequences, source_licences
+from sft.data.report.licenses import consequences, source_licenses
 from sft.data.report.pack_browser import MAX_BYTES, Contents, PackTexts, choose, visible
-from sft.data.result_keys import RESULT_KEYS
 from sft.data.shards import Shards
 from sft.errors import ConfigError
 from sft.storage.atomic import write_text
@@ -28,8 +28,8 @@ from sft.storage.atomic import write_text
 TEMPLATE = Path(__file__).with_name("report.html")
 MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 3, 400
 _COUNTED = {"rows_read", "rows_skipped", "rows_kept", "rows_dropped", "documents", "held_out_documents", "tokens"}
-_RESULTS_IN_NO_TABLE = {"split", "truncated", "distinct_conversations"}
-_SHOWN_ELSEWHERE = {*RESULT_KEYS - _RESULTS_IN_NO_TABLE, "title", "licence", "commercial", "raw_files", "recipe"}
+_IN_NO_TABLE = ("split", "truncated", "distinct_conversations")
+_SHOWN_ELSEWHERE = {"title", "license", "commercial"}
 
 PackNumbers = Sequence[tuple[str, int]]
 """Packs by split and number, from 0."""
@@ -59,8 +59,8 @@ def write_report(folder: Path, out: Path, packs_per_source: int = 8, packs: Pack
 def page(shards: Shards, tokenizer: ChatTokenizer, packs_per_source: int = 8, packs: PackNumbers = ()) -> str:
     """The page about a build whose manifest may not be written yet: of it, only the facts of the build are used."""
     manifest, table = shards.manifest, shards.documents
-    contents = {name: Contents.of(shards.split(name)) for name in manifest["splits"]}
-    licences = source_licences(manifest["sources"])
+    contents = {name: Contents.of(shards.split(name)) for name in manifest.splits}
+    licenses = source_licenses(manifest.sources)
     source = TEMPLATE.read_text(encoding="utf-8")
     return (
         _environment()
@@ -68,16 +68,14 @@ def page(shards: Shards, tokenizer: ChatTokenizer, packs_per_source: int = 8, pa
         .render(
             manifest=manifest,
             sources=_sources(manifest),
-            reason_hues=_hues(
-                sorted({reason for facts in manifest["sources"].values() for reason in facts["reasons"]}), 20
-            ),
-            total={key: sum(facts[key] for facts in manifest["sources"].values()) for key in _COUNTED},
+            reason_hues=_hues(sorted({reason for facts in manifest.sources.values() for reason in facts.reasons}), 20),
+            total={key: sum(getattr(facts, key) for facts in manifest.sources.values()) for key in _COUNTED},
             examples=_examples(shards.quarantine()),
             documents=list(_document_charts(table)),
             packing=list(_packing_charts(contents, shards.seq_len)),
-            licences=licences,
-            consequences=consequences(licences),
-            details={name: _details(facts) for name, facts in manifest["sources"].items()},
+            licenses=licenses,
+            consequences=consequences(licenses),
+            details={name: _details(facts) for name, facts in manifest.sources.items()},
             browser=_browser(shards, tokenizer, contents, packs_per_source, packs),
             script_hash=_script_hash(source),
         )
@@ -106,10 +104,10 @@ def _plain(value: Any) -> str:
     return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _sources(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def _sources(manifest: BuildManifest) -> list[dict[str, Any]]:
     """Sources in the order of the build, each with a hue of its own."""
-    hues = _hues(manifest["sources"], 230)
-    return [{"name": name, "hue": hues[name], **facts} for name, facts in manifest["sources"].items()]
+    hues = _hues(manifest.sources, 230)
+    return [{"name": name, "hue": hues[name], **facts.to_json()} for name, facts in manifest.sources.items()]
 
 
 def _hues(names: Iterable[str], first: int) -> dict[str, int]:
@@ -161,8 +159,8 @@ def _quantiles(values: NDArray[Any]) -> dict[str, int]:
 def _packing_charts(contents: dict[str, Contents], seq_len: int) -> Iterator[tuple[str, Histogram, Histogram]]:
     """Padding and documents per pack of every split that has packs."""
     for name, split in contents.items():
-        if len(split.num_tokens_N):
-            padding, documents = seq_len - split.num_tokens_N, split.num_documents_N
+        if len(split.num_tokens_P):
+            padding, documents = seq_len - split.num_tokens_P, split.num_documents_P
             edges = log_edges(int(documents.min()), int(documents.max()))
             yield (
                 name,
@@ -171,9 +169,10 @@ def _packing_charts(contents: dict[str, Contents], seq_len: int) -> Iterator[tup
             )
 
 
-def _details(facts: dict[str, Any]) -> dict[str, Any]:
+def _details(facts: SourceFacts) -> dict[str, Any]:
     """What the manifest says of a source and no table shows."""
-    return {key: value for key, value in facts.items() if key not in _SHOWN_ELSEWHERE}
+    settings = {key: value for key, value in facts.settings.items() if key not in _SHOWN_ELSEWHERE}
+    return settings | {key: getattr(facts, key) for key in _IN_NO_TABLE}
 
 
 def _browser(
@@ -190,8 +189,8 @@ def _browser(
         for name, split in contents.items()
     }
     for name, index in packs:
-        if name not in chosen or not 0 <= index < len(contents[name].num_tokens_N):
-            known = ", ".join(f"{len(split.num_tokens_N)} of {name}" for name, split in contents.items())
+        if name not in chosen or not 0 <= index < len(contents[name].num_tokens_P):
+            known = ", ".join(f"{len(split.num_tokens_P)} of {name}" for name, split in contents.items())
             raise ConfigError(f"no pack {index} of {name!r}: there are {known}, numbered from 0", on=shards.folder)
         chosen[name].add(index)
     splits = {name: shards.split(name) for name in names}

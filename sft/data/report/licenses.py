@@ -1,14 +1,15 @@
-"""What the licences of a mixture's sources ask for, alone and together: a summary for people, not legal advice."""
+"""What the licenses of a mixture's sources ask for, alone and together: a summary for people, not legal advice."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from sft.data.manifest import SourceFacts
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a licence allows and asks for."""
+    """What a license allows and asks for."""
 
     commercial: bool
     attribution: bool
@@ -31,15 +32,15 @@ _NOT_STATED = {"", "none", "none stated", "not stated", "unknown", "other"}
 
 
 @dataclass(frozen=True)
-class SourceLicence:
-    """The licence of one source."""
+class SourceLicense:
+    """The license of one source."""
 
     source: str
-    licence: str
+    license: str
     terms: Terms | None
-    """None if no licence is stated, or one that is not known here."""
+    """None if no license is stated, or one that is not known here."""
     commercial: bool
-    """Both the licence and the recipe allow commercial use."""
+    """Both the license and the recipe allow commercial use."""
     note: str
     """What to be careful about, empty if nothing."""
 
@@ -53,22 +54,23 @@ class Consequence:
     is_warning: bool = False
 
 
-def terms(licence: str) -> Terms | None:
-    """What a licence asks for, by its SPDX identifier in any case; None if it is not known here."""
-    name = licence.strip().lower()
-    if parts := _CREATIVE_COMMONS.fullmatch(name):
+def terms(name: str) -> Terms | None:
+    """What a license asks for, by its SPDX identifier in any case; None if it is not known here."""
+    known_as = name.strip().lower()
+    if parts := _CREATIVE_COMMONS.fullmatch(known_as):
         return Terms(parts[1] is None, attribution=True, share_alike=parts[2] == "-sa", adaptations=parts[2] != "-nd")
-    return _KNOWN.get(name)
+    return _KNOWN.get(known_as)
 
 
-def source_licences(sources: Mapping[str, Mapping[str, Any]]) -> list[SourceLicence]:
-    """The licence of every source of a manifest, the recipe's own word on commercial use taken into account."""
-    return [_judged(name, str(facts["licence"]), bool(facts["commercial"])) for name, facts in sources.items()]
+def source_licenses(sources: Mapping[str, SourceFacts]) -> list[SourceLicense]:
+    """The license of every source of a manifest, the recipe's own word on commercial use taken into account."""
+    settings = {name: source.settings for name, source in sources.items()}
+    return [_judged(name, str(mine["license"]), bool(mine["commercial"])) for name, mine in settings.items()]
 
 
-def consequences(licences: Sequence[SourceLicence]) -> list[Consequence]:
-    """What the licences imply together, the question of commercial use first."""
-    barred = [item.source for item in licences if not item.commercial]
+def consequences(licenses: Sequence[SourceLicense]) -> list[Consequence]:
+    """What the licenses imply together, the question of commercial use first."""
+    barred = [item.source for item in licenses if not item.commercial]
     first = (
         Consequence(
             "Not for commercial use",
@@ -79,29 +81,29 @@ def consequences(licences: Sequence[SourceLicence]) -> list[Consequence]:
         if barred
         else Consequence("Commercial use is allowed", "every source allows it, under its own conditions.")
     )
-    return [first, *_conditions(licences)]
+    return [first, *_conditions(licenses)]
 
 
-def _judged(source: str, licence: str, says_commercial: bool) -> SourceLicence:
-    found = terms(licence)
+def _judged(source: str, name: str, says_commercial: bool) -> SourceLicense:
+    found = terms(name)
     commercial = says_commercial and found is not None and found.commercial
     note = ""
     if found is None:
-        stated = licence.strip().lower() not in _NOT_STATED
-        note = "not a licence known here" if stated else "no licence is stated"
+        stated = name.strip().lower() not in _NOT_STATED
+        note = "not a license known here" if stated else "no license is stated"
         note += ", treated as restricted" + (" though the recipe allows commercial use" if says_commercial else "")
     elif found.commercial != says_commercial:
-        strict, loose = ("licence", "recipe") if says_commercial else ("recipe", "licence")
+        strict, loose = ("license", "recipe") if says_commercial else ("recipe", "license")
         note = f"the {strict} does not allow commercial use, though the {loose} does"
-    return SourceLicence(source, licence, found, commercial, note)
+    return SourceLicense(source, name, found, commercial, note)
 
 
-def _conditions(licences: Sequence[SourceLicence]) -> Iterator[Consequence]:
-    unknown = [item.source for item in licences if item.terms is None]
-    known = [(item, item.terms) for item in licences if item.terms]
+def _conditions(licenses: Sequence[SourceLicense]) -> Iterator[Consequence]:
+    unknown = [item.source for item in licenses if item.terms is None]
+    known = [(item, item.terms) for item in licenses if item.terms]
     if unknown:
         yield Consequence(
-            "No known licence",
+            "No known license",
             f"{', '.join(unknown)}. Nobody gave a known permission to use these rows or pass them on.",
             is_warning=True,
         )
@@ -109,20 +111,20 @@ def _conditions(licences: Sequence[SourceLicence]) -> Iterator[Consequence]:
         text = f"{', '.join(fixed)}. Changed copies must not be passed on, and these tokens are one."
         yield Consequence("No derivatives", text, is_warning=True)
     if credited := [item.source for item, asked in known if asked.attribution]:
-        yield Consequence("Attribution", f"name the authors of {', '.join(credited)}, and their licences.")
-    shared = {item.source: item.licence for item, asked in known if asked.share_alike}
+        yield Consequence("Attribution", f"name the authors of {', '.join(credited)}, and their licenses.")
+    shared = {item.source: item.license for item, asked in known if asked.share_alike}
     if shared:
-        rows = ", ".join(f"{source} ({licence})" for source, licence in shared.items())
-        yield Consequence("Share-alike", f"pass on rows of {rows}, changed ones too, under the same licence only.")
+        rows = ", ".join(f"{source} ({name})" for source, name in shared.items())
+        yield Consequence("Share-alike", f"pass on rows of {rows}, changed ones too, under the same license only.")
     if _conflict([asked for _, asked in known], set(shared.values()), bool(unknown)):
-        text = "no single licence fits the whole mixture: pass it on only with each source under its own."
+        text = "no single license fits the whole mixture: pass it on only with each source under its own."
         yield Consequence("Conflicting conditions", text, is_warning=True)
 
 
 def _conflict(known: Sequence[Terms], share_alike: set[str], has_unknown: bool) -> bool:
-    """Whether a share-alike licence, which bears no further condition on top of it, meets one that it does not have."""
+    """Whether a share-alike license, which bears no further condition on top of it, meets one that it does not have."""
     is_open = any(asked.share_alike and asked.commercial for asked in known)
     is_barred = has_unknown or not all(asked.commercial for asked in known)
-    # Later versions of one licence take in the rows under earlier ones.
-    families = {_VERSION.sub("", licence.lower()) for licence in share_alike}
+    # Later versions of one license take in the rows under earlier ones.
+    families = {_VERSION.sub("", name.lower()) for name in share_alike}
     return len(families) > 1 or (is_open and is_barred)

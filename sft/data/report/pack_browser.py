@@ -1,6 +1,6 @@
 """A few packs of a build as text, chosen so that every source is seen.
 
-T = tokens of one document, D = documents of all packs of a split, N = packs of a split.
+T = tokens of one document, N = documents of all packs of a split, P = packs of a split.
 """
 
 import itertools
@@ -37,29 +37,29 @@ def visible(text: str) -> str:
 class Contents:
     """Which documents lie in which pack of a split."""
 
-    doc_ids_D: NDArray[Any]
-    num_documents_N: NDArray[np.int64]
-    num_tokens_N: NDArray[np.int64]
+    doc_ids_N: NDArray[Any]
+    num_documents_P: NDArray[np.int64]
+    num_tokens_P: NDArray[np.int64]
 
     @classmethod
     def of(cls, split: Split) -> "Contents":
         """Read the document lists of all packs."""
-        doc_ids_D, lengths_D, num_documents_N = split.placed
-        ends = np.append(0, np.cumsum(lengths_D))
-        return cls(doc_ids_D, num_documents_N, np.diff(ends[np.append(0, np.cumsum(num_documents_N))]))
+        doc_ids_N, lengths_N, num_documents_P = split.placed
+        ends = np.append(0, np.cumsum(lengths_N))
+        return cls(doc_ids_N, num_documents_P, np.diff(ends[np.append(0, np.cumsum(num_documents_P))]))
 
 
 def choose(contents: Contents, source_of_document: NDArray[Any], packs_per_source: int, max_bytes: int) -> list[int]:
     """Numbers of packs: for every source some of those that hold it, spread over the split; fewer if they are long."""
-    num_packs = len(contents.num_tokens_N)
-    pack_of_D = np.repeat(np.arange(num_packs), contents.num_documents_N)
-    pairs = np.unique(source_of_document[contents.doc_ids_D].astype(np.int64) * num_packs + pack_of_D)
+    num_packs = len(contents.num_tokens_P)
+    pack_of_N = np.repeat(np.arange(num_packs), contents.num_documents_P)
+    pairs = np.unique(source_of_document[contents.doc_ids_N].astype(np.int64) * num_packs + pack_of_N)
     sources = np.split(pairs % max(1, num_packs), np.flatnonzero(np.diff(pairs // max(1, num_packs))) + 1)
-    bytes_N = TOKEN_BYTES * contents.num_tokens_N + DOCUMENT_BYTES * contents.num_documents_N
+    bytes_P = TOKEN_BYTES * contents.num_tokens_P + DOCUMENT_BYTES * contents.num_documents_P
     count = max(1, min(packs_per_source, num_packs))
     while True:
         chosen = np.unique(np.concatenate([spread(packs, count) for packs in sources]))
-        if count == 1 or bytes_N[chosen].sum() <= max_bytes:
+        if count == 1 or bytes_P[chosen].sum() <= max_bytes:
             return [int(index) for index in chosen]
         count -= max(1, count // 8)
 

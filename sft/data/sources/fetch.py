@@ -9,11 +9,11 @@ from pathlib import Path
 
 from sft.config.data import BuildConfig, SourceConfig
 from sft.console.progress import Advance, progress
-from sft.data.sources.hub import PATIENT, Hub, HubFile, Patience, Repository, size_of
+from sft.data.sources.hub import DEFAULT_RETRIES, Hub, HubFile, Repository, RetryPolicy, size_of
 from sft.data.sources.lockfile import Lock, LockedFile, LockedSource, raw_name, read_lock, write_lock
 from sft.errors import ConfigError, DataError, StorageError
-from sft.storage.folder_lock import lease
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
+from sft.storage.folder_lock import folder_lock
 
 NOT_ON_THE_HUB = "none"
 MB = 10**6
@@ -21,7 +21,9 @@ MB = 10**6
 Say = Callable[[str], None]
 
 
-def fetch(config: BuildConfig, *, update: bool = False, say: Say = print, patience: Patience = PATIENT) -> Lock:
+def fetch(
+    config: BuildConfig, *, update: bool = False, say: Say = print, retries: RetryPolicy = DEFAULT_RETRIES
+) -> Lock:
     """Download what the enabled sources of a mixture need, and pin it in the lock.
 
     A pinned source is brought to exactly its locked files, and the hub is not asked if they are all there. `update`,
@@ -31,8 +33,8 @@ def fetch(config: BuildConfig, *, update: bool = False, say: Say = print, patien
     DataError if it sends other bytes than it announced, StorageError if the disk refuses or has too little space.
     """
     folder = Path(config.sources_dir)
-    hub = Hub(say, patience)
-    with lease(folder / ".fetch.lock"):
+    hub = Hub(say, retries)
+    with folder_lock(folder / ".fetch.lock"):
         lock = read_lock(folder)
         plans = [
             _plan(hub, folder, name, source, None if update else lock.get(name), say)
@@ -117,7 +119,7 @@ def _fetch_source(hub: Hub, folder: Path, plan: _Plan, count: Callable[[int], No
     files = tuple(
         LockedFile(path.relative_to(folder).as_posix(), size_of(path), file_sha256(path)) for _, path in plan.files
     )
-    return LockedSource(source.hub_id, source.revision, source.hub_files, plan.commit, source.licence, files)
+    return LockedSource(source.hub_id, source.revision, source.hub_files, plan.commit, source.license, files)
 
 
 def _remove_left_over(folder: Path, before: LockedSource | None, now: LockedSource, say: Say) -> None:

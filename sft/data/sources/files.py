@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 from sft.data.sources.json_array import array_items
 from sft.data.sources.parquet import parquet_rows
 from sft.errors import DataError, StorageError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 if sys.version_info >= (3, 14):
     from compression import zstd

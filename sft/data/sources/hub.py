@@ -2,6 +2,8 @@
 
 The only file that imports `huggingface_hub`. Its client speaks to the hub, but the bytes of files are streamed here:
 `hf_hub_download` (2.4) deletes a partial file when it fails, and believes its notes on a local file, not the bytes.
+tests/integration/test_fetch.py shows both. Once the first is no longer so, `snapshot_download` of the commit, with the
+hashes checked here as they are now, can take the place of `Hub.download`.
 """
 
 import hashlib
@@ -20,8 +22,8 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from sft.errors import ConfigError, DataError, PeerError, StorageError
+from sft.hashing import file_sha256
 from sft.storage.atomic import sync_folder
-from sft.storage.manifest import file_sha256
 from sft.version import VERSION
 
 TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
@@ -33,7 +35,7 @@ Count = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often in a row a request may fail without bringing a byte, and how long to wait in between."""
 
     num_attempts: int = 7
@@ -42,7 +44,7 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
 
-PATIENT = Patience()
+DEFAULT_RETRIES = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class Repository:
 class Hub:
     """The hub behind HF_ENDPOINT, asked again as long as it fails for a reason that may pass."""
 
-    def __init__(self, say: Callable[[str], None], patience: Patience = PATIENT) -> None:
+    def __init__(self, say: Callable[[str], None], retries: RetryPolicy = DEFAULT_RETRIES) -> None:
         # Otherwise the client would tell the hub which packages are installed here.
         constants.HF_HUB_DISABLE_TELEMETRY = True
-        self._say, self._patience = say, patience
+        self._say, self._retries = say, retries
         self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         # What messages show must hold no password of a mirror's.
         self._shown = re.sub(r"//[^/@]*@", "//", self._endpoint)
@@ -150,16 +152,16 @@ class Hub:
                     return work()
             except _TransientError as error:
                 num_failures, most = (0 if gained() > most else num_failures + 1), max(most, gained())
-                if num_failures >= self._patience.num_attempts:
+                if num_failures >= self._retries.num_attempts:
                     raise PeerError(
                         f"asked {num_failures} times in a row: {error}",
                         on=str(repository),
                         hint=f"is {self._shown} reachable? the same command goes on where this one stopped",
                     ) from error
-                wait_s = max(self._patience.first_wait_s * 2 ** max(0, num_failures - 1), error.retry_after_s)
-                wait_s = min(wait_s, self._patience.longest_wait_s)
+                wait_s = max(self._retries.first_wait_s * 2 ** max(0, num_failures - 1), error.retry_after_s)
+                wait_s = min(wait_s, self._retries.longest_wait_s)
                 self._say(f"{repository}: {error}; trying again in {wait_s:g} s")
-                self._patience.sleep(wait_s)
+                self._retries.sleep(wait_s)
 
     @contextmanager
     def _translated(self, repository: Repository, revision: str) -> Iterator[None]:

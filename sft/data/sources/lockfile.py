@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sft.data.manifest import renamed
 from sft.data.sources.files import SourceFile
 from sft.errors import DataError
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json, readable
 
 LOCK = "sources.lock.json"
 SCHEMA_VERSION = 1
@@ -40,7 +42,7 @@ class LockedSource:
     revision: str
     hub_files: tuple[str, ...]
     commit: str
-    licence: str
+    license: str
     files: tuple[LockedFile, ...]
 
 
@@ -62,20 +64,17 @@ def read_lock(sources_dir: Path) -> Lock:
     """
     path = sources_dir / LOCK
     hint = "restore it, or delete it and run `sft fetch` to pin what the hub has now"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"not readable: {error}", on=path, hint=hint) from error
+    with readable(path, hint=hint):
+        try:
+            content = read_json(path)
+        except FileNotFoundError:
+            return {}
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         hint = "use the version of sft that wrote it" if isinstance(version, int) else hint
         raise DataError(f"schema version {version!r}, this program reads {SCHEMA_VERSION}", on=path, hint=hint)
-    try:
+    with readable(path, what="not a lock of sources", hint=hint):
         return {str(name): _source(str(name), facts) for name, facts in content["sources"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"not a lock of sources: {error}", on=path, hint=hint) from error
 
 
 def require_locked(sources_dir: Path, files: Mapping[str, Sequence[SourceFile]]) -> None:
@@ -124,9 +123,10 @@ def _wrong(sources_dir: Path, locked: LockedSource, found: Sequence[SourceFile])
     return sentences
 
 
-def _source(name: str, facts: Mapping[str, Any]) -> LockedSource:
+def _source(name: str, recorded: Mapping[str, Any]) -> LockedSource:
+    facts = renamed(recorded)
     _require_keys(name, facts, LockedSource)
-    for key in ("hub_id", "revision", "licence"):
+    for key in ("hub_id", "revision", "license"):
         if not isinstance(facts[key], str):
             raise ValueError(f"{name}.{key} is {facts[key]!r}, expected text")
     if not re.fullmatch(r"[0-9a-f]{40}", facts["commit"]):

@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sft.bundle import RECIPES
 from sft.chat.conversation import Conversation, Drop
-from sft.config.data import BuildConfig
+from sft.config.data import BuildConfig, FetchConfig
 from sft.config.loading import Layer, Resolved, load, read_arguments
 from sft.config.yaml_text import read_yaml
 from sft.errors import ConfigError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 Convert = Callable[[Mapping[str, object]], Conversation | Drop]
 
@@ -20,8 +21,9 @@ RECIPE, CONVERT = "recipe.yaml", "convert.py"
 
 
 def recipes_dir(mixture: Path) -> Path:
-    """The folder of the recipes that a mixture names: the one above its own."""
-    return mixture.resolve().parent.parent
+    """The folder of the recipes that a mixture names: the one above its own or, if it holds none, sft's own."""
+    beside = mixture.resolve().parent.parent
+    return beside if any(beside.glob(f"*/{RECIPE}")) else RECIPES
 
 
 def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfig]:
@@ -29,6 +31,15 @@ def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfi
 
     Raises: ConfigError for unknown sources or keys and for wrong values, all listed together.
     """
+    return load(BuildConfig, _layers(mixture, arguments))
+
+
+def load_for_fetch(mixture: Path, arguments: Sequence[str]) -> Resolved[FetchConfig]:
+    """The same for `sft fetch`, which needs neither a tokenizer nor a place for shards."""
+    return load(FetchConfig, _layers(mixture, arguments))
+
+
+def _layers(mixture: Path, arguments: Sequence[str]) -> list[Layer]:
     chosen, typed = read_yaml(mixture), read_arguments(arguments)
     names = chosen.values.get("sources")
     if not isinstance(names, Mapping) or not names:
@@ -41,7 +52,7 @@ def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfi
     ]
     # A source with nothing to override is written as `alpaca:` or `alpaca: {}`.
     sources = {name: {} if overrides is None else overrides for name, overrides in names.items()}
-    return load(BuildConfig, [*recipes, Layer(chosen.origin, {**chosen.values, "sources": sources}), typed])
+    return [*recipes, Layer(chosen.origin, {**chosen.values, "sources": sources}), typed]
 
 
 def load_converter(folder: Path, switches: Mapping[str, bool] | None = None) -> Convert:

@@ -3,11 +3,13 @@
 The input is a flat row of packed documents, without a batch dimension. Parameters have the names that
 Hugging Face GPT-NeoX folders have on disk, so nothing is ever renamed.
 
-Shape letters: T tokens, D width of the residual stream, H heads, E dimensions per head, R rotated ones among
-them, X = 3 D, F width of the MLP, V vocabulary rows, P positions.
+Shape letters: T tokens, D width of the residual stream, H heads, E dimensions per head, G rotated ones among
+them, X = 3 D, F width of the MLP, V vocabulary rows, L positions.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +19,16 @@ from sft.config.model import ActivationCheckpointing, ModelConfig
 from sft.errors import DataError
 from sft.model.activation_checkpointing import Call, runners
 from sft.model.attention import Documents, attend, attend_to_cache
+from sft.model.base import LanguageModel
 from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.kv_cache import KVCache
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine for each token, both of shape (T, 1, 1, R / 2), fp32."""
+"""Cosine and sine for each token, both of shape (T, 1, 1, G / 2), fp32."""
 
 
 class Attention(nn.Module):
-    """Layer norm and self-attention with rotary positions on the first R dimensions of each head."""
+    """Layer norm and self-attention with rotary positions on the first G dimensions of each head."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -111,29 +114,21 @@ class Trunk(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
 
-class NeoX(nn.Module):
-    """A GPT-NeoX language model; `activation_checkpointing` says what its blocks keep for the backward pass."""
+class NeoX(LanguageModel):
+    """A GPT-NeoX language model."""
 
     def __init__(self, config: ModelConfig, *, activation_checkpointing: ActivationCheckpointing = "none") -> None:
-        super().__init__()
-        self.config = config
-        self.activation_checkpointing: ActivationCheckpointing = activation_checkpointing
+        super().__init__(config, activation_checkpointing=activation_checkpointing)
         self.gpt_neox = Trunk(config)
         self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix that turns hidden states into logits.
-
-        Shapes: (V, D).
-        """
+        """The matrix that turns hidden states into logits."""
         return self.embed_out.weight
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        """Scores of every vocabulary row as the next token.
-
-        Shapes: (T, D) → (T, V).
-        """
+        """Scores of every vocabulary row as the next token."""
         logits_TV: Tensor = self.embed_out(hidden_TD)
         return logits_TV
 
@@ -144,28 +139,81 @@ class NeoX(nn.Module):
         cache: KVCache | None = None,
         noise: EmbeddingNoise | None = None,
     ) -> Tensor:
-        """Hidden states after the final layer norm; with a cache, the tokens continue the sequence in it.
-
-        Shapes: (T,) → (T, D).
-        Raises: DataError if the documents do not cover the tokens, are longer than the model's positions, or are
-        several with a cache.
-        """
+        """Hidden states after the final layer norm; with a cache, the tokens continue the sequence in it."""
         num_before = cache.num_tokens if cache is not None else 0
         if cache is not None and len(documents.lengths) > 1:
             raise DataError(f"{len(documents.lengths)} documents for a cache, which continues one")
         self._check(input_ids_T, documents, num_before)
         rotation = rotary_table(self.config, documents.positions_T.device)
-        cos, sin = (table_PR[documents.positions_T + num_before][:, None, None] for table_PR in rotation)
+        cos, sin = (table_LG[documents.positions_T + num_before][:, None, None] for table_LG in rotation)
         x_TD = self.gpt_neox.embed_in(input_ids_T)
         if noise is not None:
             x_TD = noise.added_to(x_TD)
         run_block, run_part = runners(self.activation_checkpointing if torch.is_grad_enabled() else "none")
-        for block in self.gpt_neox.layers:
+        for block in self._blocks():
             x_TD = run_block(block, x_TD, (cos, sin), documents, cache, run_part)
         if cache is not None:
             cache.advance(documents.num_tokens)
         hidden_TD: Tensor = self.gpt_neox.final_layer_norm(x_TD)
         return hidden_TD
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the weights for training from scratch.
+
+        Biases are 0, norms 1, weights normal. The two layers that write to the residual stream start smaller by
+        √(2 · layers), the number of such writes, so that its size does not grow with depth.
+        """
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                writes = name.endswith(("attention.dense.weight", "mlp.dense_4h_to_h.weight"))
+                scale = std / (2 * self.config.num_layers) ** 0.5 if writes else std
+                fresh = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+                parameter.copy_(fresh.normal_(0.0, scale, generator=generator))
+
+    @property
+    def flops_per_token(self) -> int:
+        """Six per weight of a matrix product: two in the forward pass, four in the backward pass."""
+        shape = self.config
+        block = shape.hidden_size * (4 * shape.hidden_size + 2 * shape.intermediate_size)
+        return 6 * (shape.vocab_size * shape.hidden_size + shape.num_layers * block)
+
+    @property
+    def flops_per_pair(self) -> int:
+        """Two products of a head's size, in all heads: with the keys and with the values."""
+        return 6 * 2 * self.config.num_layers * self.config.hidden_size
+
+    def adapter_layers(self) -> Iterator[tuple[nn.Module, str]]:
+        """The two linear layers of attention and of the MLP, block by block."""
+        for block in self._blocks():
+            yield from ((block.attention, name) for name in ("query_key_value", "dense"))
+            yield from ((block.mlp, name) for name in ("dense_h_to_4h", "dense_4h_to_h"))
+
+    def compiled_parts(self) -> Iterator[tuple[nn.Module, str]]:
+        """Everything in a block but attention itself."""
+        for block in self._blocks():
+            yield from ((block.attention, "_heads"), (block.attention, "_out"), (block.mlp, "forward"), (block, "_sum"))
+
+    def linear_modules(self) -> Iterator[nn.Module]:
+        """Attention and MLP of each block; they get their norms as arguments."""
+        for block in self._blocks():
+            yield from (block.attention, block.mlp)
+
+    def gate_layers(self) -> dict[str, str]:
+        """The first layer of the first attention, and the last layer of the last MLP."""
+        last = self.config.num_layers - 1
+        return {
+            "first attention": "gpt_neox.layers.0.attention.query_key_value",
+            "last MLP": f"gpt_neox.layers.{last}.mlp.dense_4h_to_h",
+        }
+
+    def _blocks(self) -> Iterator[Block]:
+        return cast(Iterator[Block], iter(self.gpt_neox.layers))
 
     def _check(self, input_ids_T: Tensor, documents: Documents, num_before: int) -> None:
         if documents.num_tokens != input_ids_T.shape[0]:
@@ -176,7 +224,7 @@ class NeoX(nn.Module):
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs (i, i + R/2) of the first R dimensions by their angles, in fp32, and leave the rest."""
+    """Turn the pairs (i, i + G/2) of the first G dimensions by their angles, in fp32, and leave the rest."""
     cos, sin = rotation
     half = cos.shape[-1]
     first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
@@ -188,36 +236,9 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
 def rotary_table(config: ModelConfig, device: torch.device) -> Rotation:
     """Cosine and sine of every position's angles.
 
-    Shapes: two of (P, R / 2), fp32.
+    Shapes: two of (L, G / 2), fp32.
     """
-    exponents_R = torch.arange(0, config.rotary_dims, 2, dtype=torch.float32, device="cpu") / config.rotary_dims
-    positions_P = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
-    angles_PR = positions_P[:, None] * (1.0 / config.rotary_base**exponents_R)
-    return angles_PR.cos().to(device), angles_PR.sin().to(device)
-
-
-def build(config: ModelConfig, device: torch.device | str) -> NeoX:
-    """A model whose fp32 weights are reserved but not filled: initialise or load them next."""
-    with torch.device("meta"):
-        model = NeoX(config)
-    return model.to_empty(device=device)
-
-
-@torch.no_grad()
-def initialise(model: NeoX, generator: torch.Generator) -> None:
-    """Fill the weights for training from scratch: the same numbers for the same CPU generator, on any device.
-
-    Biases are 0, norms 1, weights normal. The two layers that write to the residual stream start smaller by
-    √(2 · layers), the number of such writes, so that its size does not grow with depth.
-    """
-    std = model.config.initializer_range
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif parameter.ndim == 1:
-            parameter.fill_(1.0)
-        else:
-            writes = name.endswith(("attention.dense.weight", "mlp.dense_4h_to_h.weight"))
-            scale = std / (2 * model.config.num_layers) ** 0.5 if writes else std
-            fresh = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-            parameter.copy_(fresh.normal_(0.0, scale, generator=generator))
+    exponents_G = torch.arange(0, config.rotary_dims, 2, dtype=torch.float32, device="cpu") / config.rotary_dims
+    positions_L = torch.arange(config.max_positions, dtype=torch.float32, device="cpu")
+    angles_LG = positions_L[:, None] * (1.0 / config.rotary_base**exponents_G)
+    return angles_LG.cos().to(device), angles_LG.sin().to(device)

@@ -31,11 +31,11 @@ WriteRest = Callable[[Path], list[Path]]
 """Writes what a checkpoint holds besides tensors, and says which files; only the first process calls it."""
 
 
-class Saver:
-    """Makes checkpoints, one at a time."""
+class AsyncWriter:
+    """Writes checkpoints, one at a time."""
 
     def __init__(self, checkpoints: Path, ranks: RankGroup, shape: ModelConfig) -> None:
-        self._checkpoints, self._peers, self._shape = checkpoints, ranks, shape
+        self._checkpoints, self._ranks, self._shape = checkpoints, ranks, shape
         self._step, self._thread = 0, threading.Thread()
         self._is_copied = threading.Event()
         self._is_copied.set()
@@ -56,13 +56,13 @@ class Saver:
         """
         started_s = time.monotonic()
         final = checkpoint_path(self._checkpoints, step)
-        with self._peers.raise_on_all():
-            if self._peers.is_first:
+        with self._ranks.raise_on_all():
+            if self._ranks.is_first:
                 open_staging(final, num_bytes)
         # Only a thread that came to its end takes this back, whatever else may happen to it.
         self._step, self._files, self._error = step, {}, "its writer ended early, see the log"
         self._is_copied.clear()
-        work = (list(pieces), staging_path(final), write_rest if self._peers.is_first else None, _Moment())
+        work = (list(pieces), staging_path(final), write_rest if self._ranks.is_first else None, _Moment())
         self._thread = threading.Thread(target=self._write, args=work, name="save", daemon=True)
         self._thread.start()
         self.stall_s = time.monotonic() - started_s
@@ -86,9 +86,9 @@ class Saver:
         """
         step, self._step = self._step, IDLE
         final = checkpoint_path(self._checkpoints, step)
-        told = self._peers.gather_json({"files": self._files, "error": self._error})
-        with self._peers.raise_on_all():
-            if self._peers.is_first:
+        told = self._ranks.gather_json({"files": self._files, "error": self._error})
+        with self._ranks.raise_on_all():
+            if self._ranks.is_first:
                 errors = [part["error"] for part in told if part["error"]]
                 files = {name: facts for part in told for name, facts in part["files"].items()}
                 publish_staging(final, step, files, errors)
@@ -99,7 +99,7 @@ class Saver:
             with now.as_of_then():
                 copies = [replace(piece, tensor=piece.tensor.to("cpu", copy=True)) for piece in pieces]
             self._is_copied.set()
-            files = write_slices(copies, self._shape, folder, self._peers.rank, self._peers.size)
+            files = write_slices(copies, self._shape, folder, self._ranks.rank, self._ranks.size)
             if write_rest is not None:
                 files += write_rest(folder)
             for path in files:

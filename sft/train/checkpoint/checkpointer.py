@@ -1,87 +1,176 @@
-"""When a run saves, and what happens if it cannot: the decisions around save.py, the same on every process."""
+"""The whole life of a save: begin, wait, publish, retire old ones; the same decisions on every process.
+
+A disk that refuses now and then costs checkpoints; one that refuses several times in a row ends the run.
+"""
 
 import logging
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sft.config.train import CheckpointConfig
+from sft.data.shards import TOKENIZER
 from sft.errors import StorageError
-from sft.train.checkpoint.async_writer import IDLE
+from sft.storage.manifest import MANIFEST
+from sft.train.checkpoint.async_writer import IDLE, WRITTEN, AsyncWriter, WriteRest
 from sft.train.checkpoint.replica_check import require_equal_replicas
-from sft.train.checkpoint.retention import retire
-from sft.train.checkpoint.store import checkpoint_path
-from sft.train.monitor import metrics
-from sft.train.run import Run
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import TRASH_PREFIX, checkpoint_path, published, step_of
+from sft.train.distributed.ranks import RankGroup
+from sft.train.engine.base import Engine
+from sft.train.monitor.ledger import Ledger
+from sft.train.monitor.metrics import Tracker
+from sft.train.monitor.records import SAVE
+from sft.train.monitor.watchdog import Watchdog
+from sft.train.run_layout import STATE_FILE
 
 MAX_FAILED_SAVES = 3
 
 log = logging.getLogger(__name__)
 
 
-def save_if_possible(run: Run) -> None:
-    """Begin to save, but let a disk that refuses now and then cost no more than the checkpoint.
+class Checkpointer:
+    """Saves a run, one checkpoint at a time, and keeps those that its config asks for."""
 
-    Raises: StorageError if it refuses several times in a row.
-    """
+    def __init__(
+        self,
+        checkpoints: Path,
+        config: CheckpointConfig,
+        engine: Engine,
+        ranks: RankGroup,
+        *,
+        tokenizer: Path,
+        tracker: Tracker,
+        ledger: Ledger,
+        watchdog: Watchdog,
+        clock: Callable[[], float],
+        saved_step: int,
+    ) -> None:
+        self._checkpoints, self._config, self._tokenizer = checkpoints, config, tokenizer
+        self._engine, self._ranks, self._clock = engine, ranks, clock
+        self._tracker, self._ledger, self._watchdog = tracker, ledger, watchdog
+        self._writer = AsyncWriter(checkpoints, ranks, engine.model.config)
+        self._saved_step = saved_step
+        """Step of the newest checkpoint, 0 if there is none."""
+        self._saving_step, self._started_s = saved_step, 0.0
+        """Step of the last save that was begun, and when."""
+        self._num_failed = 0
+        """Saves in a row that the disk refused."""
+
+    @property
+    def is_written(self) -> bool:
+        """True if this process has written its part of the save in progress."""
+        return self._writer.status == WRITTEN
+
+    def save(self, state: State) -> Path:
+        """Have a checkpoint of the last step, unless there is one, and wait for it.
+
+        Raises: StorageError if the disk refuses.
+        """
+        self._begin(state)
+        if self._writer.status != IDLE:
+            self._publish()
+        return checkpoint_path(self._checkpoints, state.step)
+
+    def save_if_possible(self, state: State) -> None:
+        """Begin to save, but let a disk that refuses now and then cost no more than the checkpoint.
+
+        Raises: StorageError if it refuses several times in a row.
+        """
+        try:
+            self._begin(state)
+            if not self._config.async_save:
+                self._publish()
+        except StorageError as error:
+            self._count_failure(error)
+
+    def publish_if_possible(self) -> None:
+        """Publish the save that every process has written; one that a process could not write is given up.
+
+        Raises: StorageError if that happens several times in a row.
+        """
+        try:
+            self._publish()
+        except StorageError as error:
+            self._count_failure(error)
+
+    def before_update(self) -> None:
+        """Wait until the weights are copied, before they are changed."""
+        self._writer.before_update()
+
+    def wait(self) -> None:
+        """Wait until this process has written its part of the save in progress, if there is one."""
+        self._writer.wait()
+
+    def _begin(self, state: State) -> None:
+        """Begin to save the last step, unless that was done; an earlier save is finished first."""
+        if self._writer.status != IDLE:
+            self.publish_if_possible()
+        if self._saved_step == state.step:
+            return
+        self._watchdog.beat("save", state.step)
+        self._saving_step, self._started_s = state.step, self._clock()
+        require_equal_replicas(self._engine, self._ranks)
+        self._tracker.sync()  # before a checkpoint can say that these records exist
+        with self._ranks.raise_on_all():
+            self._ledger.sync()  # by the first process alone
+        rest, num_bytes = self._rest(state), self._engine.checkpoint_bytes
+        self._writer.begin(state.step, num_bytes, self._engine.slices(), rest)
+
+    def _rest(self, state: State) -> WriteRest:
+        """Writes what a checkpoint of this moment holds besides tensors, whenever it is called."""
+
+        def write(folder: Path) -> list[Path]:
+            shutil.copyfile(self._tokenizer, folder / TOKENIZER)
+            state.write(folder)
+            return [folder / TOKENIZER, folder / STATE_FILE]
+
+        return write
+
+    def _publish(self) -> None:
+        """Wait for the save in progress, give it its final name and retire old ones."""
+        self._watchdog.beat("save", self._saving_step)
+        self._writer.wait()
+        self._saved_step, self._num_failed = self._writer.publish(), 0
+        save_s = self._clock() - self._started_s
+        self._tracker.log(SAVE, self._saved_step, save_s=save_s, stall_s=self._writer.stall_s)
+        if self._ranks.is_first:
+            retire(self._checkpoints, self._config)
+
+    def _count_failure(self, error: StorageError) -> None:
+        self._num_failed += 1
+        if self._num_failed == MAX_FAILED_SAVES:
+            raise error
+        if self._ranks.is_first:
+            log.warning("step %d was not saved, going on: %s", self._saving_step, error)
+
+
+def retire(checkpoints: Path, config: CheckpointConfig) -> None:
+    """Delete every checkpoint that there is no reason to keep; what cannot be deleted costs space, never the run."""
+    whole = [folder for folder in published(checkpoints) if (folder / MANIFEST).is_file()]
+    kept = set(kept_steps([(step_of(folder), _eval_loss(folder)) for folder in whole], config))
+    for folder in whole:
+        if step_of(folder) in kept:
+            continue
+        trash = folder.with_name(f"{TRASH_PREFIX}{folder.name}")
+        try:
+            folder.rename(trash)  # from now on nobody takes it for a checkpoint, however far the deletion gets
+            shutil.rmtree(trash)
+        except OSError as error:
+            log.warning("%s cannot be deleted: %s", folder, error)
+
+
+def kept_steps(found: Sequence[tuple[int, float | None]], config: CheckpointConfig) -> list[int]:
+    """The steps to keep of those found, each with its held-out loss if it was measured."""
+    newest = sorted((step for step, _ in found), reverse=True)[: config.keep_last]
+    measured = sorted((loss, step) for step, loss in found if loss is not None)
+    best = [step for _, step in measured[: config.keep_best]]
+    every = config.keep_every_steps
+    return [*newest, *best, *(step for step, _ in found if every and step % every == 0)]
+
+
+def _eval_loss(folder: Path) -> float | None:
     try:
-        begin(run)
-        if not run.config.checkpoint.async_save:
-            publish(run)
-    except StorageError as error:
-        _count_failure(run, error)
-
-
-def publish_if_possible(run: Run) -> None:
-    """Publish the save that every process has written; one that a process could not write is given up.
-
-    Raises: StorageError if that happens several times in a row.
-    """
-    try:
-        publish(run)
-    except StorageError as error:
-        _count_failure(run, error)
-
-
-def save(run: Run) -> Path:
-    """Have a checkpoint of the last step, unless there is one, and wait for it.
-
-    Raises: StorageError if the disk refuses.
-    """
-    begin(run)
-    if run.saver.status != IDLE:
-        publish(run)
-    return checkpoint_path(run.folder.checkpoints, run.counts.num_steps)
-
-
-def begin(run: Run) -> None:
-    """Begin to save the last step, unless that was done; an earlier save is finished first."""
-    step = run.counts.num_steps
-    if run.saver.status != IDLE:
-        publish_if_possible(run)
-    if run.saved_step == step:
-        return
-    run.beat("save")
-    run.saving_step, run.save_started_s = step, run.clock()
-    require_equal_replicas(run.engine, run.ranks)
-    run.tracker.sync()  # before a checkpoint can say that these records exist
-    with run.ranks.raise_on_all():
-        run.ledger.sync()  # by the first process alone
-    run.saver.begin(step, run.engine.checkpoint_bytes, run.engine.slices(), run.rest_of_checkpoint())
-
-
-def publish(run: Run) -> None:
-    """Wait for the save in progress, give it its final name and retire old ones."""
-    run.beat("save")
-    run.saver.wait()
-    step = run.saver.publish()
-    run.saved_step, run.num_failed_saves = step, 0
-    save_s = run.clock() - run.save_started_s
-    run.tracker.log(metrics.SAVE, step, save_s=save_s, stall_s=run.saver.stall_s)
-    if run.ranks.is_first:
-        retire(run.folder.checkpoints, run.config)
-
-
-def _count_failure(run: Run, error: StorageError) -> None:
-    run.num_failed_saves += 1
-    if run.num_failed_saves == MAX_FAILED_SAVES:
-        raise error
-    if run.ranks.is_first:
-        log.warning("step %d was not saved, going on: %s", run.saving_step, error)
+        return State.read(folder).eval_loss
+    except StorageError:  # its damage is told when somebody wants to load it
+        return None

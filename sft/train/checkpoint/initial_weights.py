@@ -1,7 +1,6 @@
 """The weights that a run starts from: a Hugging Face folder's, or fresh numbers in a named shape."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from torch import Tensor
 from sft.config.fields import problems
 from sft.config.model import InitConfig, LoraConfig, ModelConfig
 from sft.data.shards import TOKENIZER, Shards
-from sft.errors import ConfigError
-from sft.model.hf_folder import parameter_shapes, read_config
+from sft.errors import ConfigError, listed
+from sft.model.hf_folder import read_config, stored_weights
 from sft.model.lora import PLAIN, first_values, is_adapter
-from sft.model.neox.model import build, initialise
-from sft.model.neox.presets import PRESETS
-from sft.model.stored_weights import StoredWeights
+from sft.model.registry import build, parameter_shapes, presets
+from sft.storage.json_file import read_json, readable
 from sft.train.engine.base import Kind
 
 SCRATCH = "scratch"
@@ -32,7 +30,7 @@ def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
     misfits = [*problems(shape), *_misfits(shape, init, shards)]
     if misfits:
         raise ConfigError(
-            "model and shards do not fit:" + "".join(f"\n  - {text}" for text in misfits),
+            f"model and shards do not fit:{listed(misfits)}",
             on=f"model.weights={init.weights}",
             hint="start from the base model of this tokenizer, or build the shards with this model's tokenizer",
         )
@@ -44,11 +42,11 @@ class StartingWeights:
 
     def __init__(self, init: InitConfig, shape: ModelConfig, seed: int, lora: LoraConfig = PLAIN) -> None:
         self._seed, self._shapes = seed, parameter_shapes(shape, lora)
-        self._stored = None if init.weights == SCRATCH else StoredWeights(Path(init.weights), parameter_shapes(shape))
+        self._stored = None if init.weights == SCRATCH else stored_weights(Path(init.weights), shape)
         self._fresh: dict[str, Tensor] = {}
         if self._stored is None:
             model = build(shape, "cpu")
-            initialise(model, torch.Generator().manual_seed(seed))
+            model.initialise(torch.Generator().manual_seed(seed))
             self._fresh = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
@@ -68,13 +66,14 @@ def _scratch_shape(init: InitConfig) -> ModelConfig:
 
 
 def _preset(name: str) -> ModelConfig:
-    if name not in PRESETS:
-        raise ConfigError(f"model.preset={name}: no such shape", hint=f"known are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    known = presets()
+    if name not in known:
+        raise ConfigError(f"model.preset={name}: no such shape", hint=f"known are {', '.join(known)}")
+    return known[name]
 
 
 def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[str]:
-    num_ids = shards.manifest["tokenizer"]["num_ids"]
+    num_ids = shards.manifest.tokenizer.num_ids
     if shape.vocab_size < num_ids:
         yield f"the model has {shape.vocab_size} embedding rows, the shards' tokenizer {num_ids} ids"
     if shape.max_positions < shards.seq_len:
@@ -94,7 +93,5 @@ def _misfits(shape: ModelConfig, init: InitConfig, shards: Shards) -> Iterator[s
 
 def _vocabulary(path: Path) -> Any:
     """The tokens of a tokenizer.json without the added ones, which a build may extend."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"not readable as a tokenizer: {error!r}", on=path) from error
+    with readable(path, ConfigError, what="not readable as a tokenizer"):
+        return read_json(path)["model"]["vocab"]

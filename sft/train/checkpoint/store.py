@@ -1,82 +1,29 @@
 """Checkpoints: published as a whole, loaded only if every hash is true, set aside if not.
 
-A checkpoint is a folder with fp32 weights and AdamW's moments (pieces.py), config.json, tokenizer.json, state.json and
+A checkpoint is a folder with fp32 weights and AdamW's moments (tensors.py), config.json, tokenizer.json, state.json and
 the manifest. Its name gives its step, and the step alone decides which one is the newest.
 """
 
 import contextlib
-import dataclasses
-import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.config.model import LoraConfig
 from sft.errors import DataError, StorageError
-from sft.storage.atomic import STAGING_PREFIX, staging_path, sync_folder, write_text
+from sft.storage.atomic import STAGING_PREFIX, staging_path, sync_folder
+from sft.storage.json_file import read_json
 from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
-from sft.train.fingerprint import Identity
-from sft.train.monitor.health import Counts
+from sft.train.checkpoint.state import State
 
 KIND = "checkpoint"
 SCHEMA_VERSION = 2
-STATE = "state.json"
 BAD_PREFIX, TRASH_PREFIX = ".bad-", ".trash-"
 FREE_SPACE_FACTOR = 1.3
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class State:
-    """What a checkpoint knows besides tensors."""
-
-    step: int
-    """Optimizer steps done."""
-    position: int
-    """Packs consumed, repeats of later epochs counted."""
-    epoch: float
-    counts: Counts
-    identity: Identity
-    config: dict[str, Any]
-    """The resolved config of the process that saved it."""
-    shards: dict[str, Any]
-    """Name, content digest, sources and licences of the build it was trained on."""
-    engine: dict[str, Any]
-    """What the engine keeps besides tensors."""
-    ledger: str
-    """Hash of the ledger up to this step."""
-    eval_loss: float | None
-    """Held-out loss of all sources, if it was measured at this step."""
-    rng: dict[str, str]
-    """State of PyTorch's random generators by device, as hex digits."""
-    versions: dict[str, str]
-
-    @property
-    def lora(self) -> LoraConfig:
-        """The adapters beside the weights in the checkpoint."""
-        values = self.config.get("lora", {})
-        return LoraConfig(**{**values, "targets": tuple(values["targets"])}) if values else LoraConfig()
-
-    @classmethod
-    def read(cls, folder: Path) -> "State":
-        """The state of a checkpoint.
-
-        Raises: StorageError if it cannot be read.
-        """
-        try:
-            values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            return cls(**{**values, "counts": Counts(**values["counts"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"not readable: {error}", on=folder / STATE, hint="take another checkpoint") from error
-
-    def write(self, folder: Path) -> None:
-        """Put state.json into the folder."""
-        write_text(folder / STATE, json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n")
 
 
 def checkpoint_path(checkpoints: Path, step: int) -> Path:
@@ -133,8 +80,11 @@ def publish_staging(final: Path, step: int, files: Mapping[str, dict[str, Any]],
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def newest_whole(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose files are all as published; damaged ones on the way are renamed with a warning.
+def newest_whole(checkpoints: Path, *, set_aside: bool) -> Path | None:
+    """The newest checkpoint whose files are all as published, or None.
+
+    Every damaged one on the way is warned about. The run itself sets it aside under another name, so that it counts as
+    history but is never taken again; whoever only reads the run leaves it where it is.
 
     Raises: StorageError if one was written by a newer version of this program.
     """
@@ -142,8 +92,8 @@ def newest_whole(checkpoints: Path) -> Path | None:
         problems = list(damage(folder))
         if not problems:
             return folder
-        aside = _set_aside(folder)
-        log.warning("%s is damaged (%s): kept as %s, trying the one before", folder, "; ".join(problems), aside.name)
+        kept = f"kept as {_set_aside(folder).name}, " if set_aside else ""
+        log.warning("%s is damaged (%s): %strying the one before", folder, "; ".join(problems), kept)
     return None
 
 
@@ -170,7 +120,7 @@ def damage(folder: Path) -> Iterator[str]:
         yield error.what
         return
     try:
-        yield from damaged_files(folder, manifest)
+        yield from damaged_files(folder, manifest["files"])
     except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
         yield f"{MANIFEST}: {broken!r}"
     except OSError as error:
@@ -208,7 +158,7 @@ def _require_space(checkpoints: Path, num_bytes: int) -> None:
 
 def _refuse_newer(folder: Path) -> None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         version = manifest["schema_version"] if manifest["kind"] == KIND else 0
     except (OSError, ValueError, KeyError, TypeError):
         return

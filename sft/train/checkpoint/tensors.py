@@ -4,7 +4,7 @@ One process writes a Hugging Face folder and optimizer.safetensors; of several, 
 its own. Moments are stored as `PARAMETER.exp_avg` and `PARAMETER.exp_avg_sq`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,15 +15,12 @@ from torch import Tensor
 from sft.config.model import ModelConfig
 from sft.errors import DataError
 from sft.model.hf_folder import write_config, write_folder
-from sft.model.stored_weights import PIECES, StoredWeights
-from sft.model.weight_files import StoredTensors, piece_key
+from sft.model.weight_files import PIECES, StoredTensors, piece_key
 from sft.train.engine.base import MOMENTS, Kind, TensorSlice
 
 OPTIMIZER = "optimizer.safetensors"
 OPTIMIZER_PIECES = "optimizer-{number:05d}-of-{count:05d}.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 def write_slices(pieces: Iterable[TensorSlice], shape: ModelConfig, folder: Path, rank: int, size: int) -> list[Path]:
@@ -52,9 +49,9 @@ class StoredSlices:
     Raises: DataError if the files do not hold exactly this model's parameters and, where there are any, moments.
     """
 
-    def __init__(self, folder: Path, shapes: Shapes, trained: Iterable[str] | None = None) -> None:
+    def __init__(self, folder: Path, weights: StoredTensors, trained: Iterable[str] | None = None) -> None:
         """`trained` names the parameters that have moments; all do without it."""
-        self._folder, self._weights = folder, StoredWeights(folder, shapes)
+        self._folder, self._weights, shapes = folder, weights, weights.shapes
         files = sorted(folder.glob("optimizer*.safetensors"))
         names = {f"{name}.{kind}": shapes[name] for name in trained or shapes for kind in MOMENTS}
         self._moments = StoredTensors(files, names, folder) if _hold_anything(files) else None

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from torch.distributed import DistError
 
 from sft.errors import PeerError
-from sft.train.monitor.watchdog import STACKS
+from sft.train.run_layout import STACKS
 
 GLOO = re.compile(r"\bgloo\b|connection (?:closed|reset|refused)|timed out waiting|broken pipe|NCCL", re.IGNORECASE)
 """What gloo, which has no error type of its own, says when it lost a rank or waited for one too long."""

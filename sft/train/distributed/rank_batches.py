@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from sft.data.batches.balance import deal
+from sft.data.batches.balance import balanced
 from sft.data.batches.batch import Batch, micro_batches
 from sft.data.shards import Split
+from sft.errors import DataError
 from sft.train.distributed.ranks import RankGroup
 
 
@@ -35,10 +36,25 @@ def num_rounds(num_packs: int, micro_batch_packs: int, ranks: RankGroup) -> int:
 def my_share(split: Split, packs: Sequence[int], ranks: RankGroup, cost_per_token: float) -> list[int]:
     """The packs that this process computes, in the order of the step."""
     costs = [pack_cost(split, pack, cost_per_token) for pack in packs] if ranks.size > 1 else []
-    return deal(packs, costs, ranks.size)[ranks.rank]
+    return balanced(packs, costs, ranks.size)[ranks.rank]
+
+
+def require_mask(batch: Batch, split: Split, shards: str) -> None:
+    """Make sure that the masks of a batch hold as many supervised tokens as their column says, which divides the loss.
+
+    Raises: DataError if they do not.
+    """
+    expected = int(split.num_supervised_P[list(batch.packs)].sum())
+    if batch.num_supervised != expected:
+        raise DataError(
+            f"packs {list(batch.packs)} hold {batch.num_supervised} supervised tokens, "
+            f"their num_supervised says {expected}",
+            on=shards,
+            hint="build the shards again",
+        )
 
 
 def pack_cost(split: Split, pack: int, cost_per_token: float = 0.0) -> float:
     """What a pack costs, in pairs of tokens that attend to each other."""
-    lengths_D = split[pack].doc_lengths_D.astype(float)
-    return float((lengths_D * lengths_D).sum() / 2 + cost_per_token * lengths_D.sum())
+    lengths_N = split[pack].doc_lengths_N.astype(float)
+    return float((lengths_N * lengths_N).sum() / 2 + cost_per_token * lengths_N.sum())

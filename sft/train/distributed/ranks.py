@@ -5,7 +5,8 @@ Every function is called by all of them, in the same order. One process alone ta
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,11 +16,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from sft.errors import ConfigError, PeerError, SftError
-from sft.train.distributed.errors import as_peer_errors as as_peer_errors
-from sft.train.distributed.leave import ended_after
+from sft.errors import ConfigError, PeerError, SftError, from_json
+from sft.train.distributed.errors import as_peer_errors
 from sft.train.distributed.world import World
 
+STDERR = 2
 LONGEST_MEETING_TIMEOUTS = 3.0
 """Meeting takes three steps that keep the limit, but one without end where a stranger listens at the port."""
 
@@ -60,10 +61,6 @@ class RankGroup:
         """The JSON value of rank 0."""
         return self.gather_json(value if self.is_first else None)[0]
 
-    def barrier(self) -> None:
-        """Wait until everybody is here."""
-        self.gather([])
-
     @contextmanager
     def raise_on_all(self) -> Iterator[None]:
         """Leave the block with an SftError on every process if any of them had one: nobody waits for who has left."""
@@ -72,9 +69,8 @@ class RankGroup:
             yield
         except SftError as raised:
             error = raised
-        told = None if error is None else [type(error).__name__, error.what, _text(error.on), error.hint]
         try:
-            everybody = self.gather_json(told)
+            everybody = self.gather_json(None if error is None else error.to_json())
         except PeerError:
             if error is None:
                 raise
@@ -82,7 +78,7 @@ class RankGroup:
             raise error  # the cause, even where it cannot be told to the others any more
         for rank, found in enumerate(everybody):
             if found is not None:
-                raise _rebuilt(rank, *found)
+                raise from_json(found, f"process {rank}")
 
     def _all(self, mine: torch.Tensor) -> list[torch.Tensor]:
         everybody = [torch.empty_like(mine) for _ in range(self.size)]
@@ -92,7 +88,7 @@ class RankGroup:
 
 
 SINGLE = RankGroup(World())
-"""The peers of a process that has none."""
+"""The group of a process that trains alone."""
 
 
 @contextmanager
@@ -132,15 +128,23 @@ def connected(
     try:
         yield RankGroup(world, group)
     except PeerError:
-        raise  # who has lost a peer must not wait for it once more by saying good-bye
+        raise  # tearing down the group would wait for the lost rank once more
     else:
         dist.destroy_process_group()
 
 
-def _text(on: Any) -> str | None:
-    return None if on is None else str(on)
+@contextmanager
+def ended_after(limit_s: float, error: SftError, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
+    """Say the error and leave with its code if the block takes longer than the limit, wherever it waits."""
 
+    def end() -> None:
+        os.write(STDERR, f"sft: {error}\n".encode())
+        leave(error.exit_code)
 
-def _rebuilt(rank: int, kind: str, what: str, on: str | None, hint: str | None) -> SftError:
-    known = {cls.__name__: cls for cls in SftError.__subclasses__()}
-    return known.get(kind, SftError)(f"process {rank}: {what}", on=on, hint=hint)
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

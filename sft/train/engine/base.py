@@ -2,12 +2,12 @@
 
 Every process of a run makes the same calls in the same order, and gets the same results of a step.
 
-S = supervised tokens of a batch.
+Shape letters: S supervised tokens of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sft.data.batches.batch import Batch
-from sft.model.neox.model import NeoX
+from sft.model.base import LanguageModel
 
 SMALLEST_SCALE = 1.0
 """The fp16 loss scale never goes below this; runs without a loss scale have exactly this."""
@@ -33,6 +33,8 @@ class StepResult:
     """fp16 loss scale that the step was computed with; 1 in other precisions."""
     is_skipped: bool
     """True if loss or gradient was not finite; weights and optimizer state are untouched then."""
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """Everything that the objective has summed over the step's supervised tokens, the loss among it."""
 
 
 EMPTY_STEP = StepResult(loss_sum=0.0, grad_norm=0.0, scale=SMALLEST_SCALE, is_skipped=False)
@@ -68,7 +70,7 @@ class Engine(Protocol):
     """Weights, gradients and optimizer state of one run, or this process's share of them."""
 
     @property
-    def model(self) -> NeoX:
+    def model(self) -> LanguageModel:
         """The model; its parameters may be no more than a share."""
 
     @property
@@ -83,7 +85,7 @@ class Engine(Protocol):
         """The arithmetic that the run computes in."""
 
     def forward_backward(self, batch: Batch, num_supervised: int, *, is_last: bool) -> None:
-        """Add a micro-batch's share to the gradient of the step's mean loss.
+        """Add a micro-batch's share to the gradient of the step's mean loss, and to the objective's sums.
 
         `num_supervised` counts the supervised tokens of the whole optimizer step over all micro-batches and processes,
         so that neither their number nor their size changes the gradient. The last micro-batch is the time to add up

@@ -10,8 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from sft.errors import ConfigError
-from sft.model.neox.model import MLP, Attention
-from sft.model.objective import Objective
+from sft.model.objectives.base import Objective
 
 REPLICAS, SHARDS = "replicas", "shards"
 
@@ -40,9 +39,8 @@ def shard(objective: Objective, mesh: DeviceMesh, half: torch.dtype | None) -> N
     grid = mesh if mesh.size(0) > 1 else mesh[SHARDS]
     exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     rounded = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for module in objective.model.modules():
-        if isinstance(module, Attention | MLP):
-            fully_shard(module, mesh=grid, mp_policy=rounded)
+    for module in objective.model.linear_modules():
+        fully_shard(module, mesh=grid, mp_policy=rounded)
     # Norms, embedding and head stay whole from the forward to the backward pass: they are small, or used in both.
     fully_shard(objective, mesh=grid, mp_policy=exact, reshard_after_forward=False)
     for module in objective.modules():

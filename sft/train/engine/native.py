@@ -1,6 +1,6 @@
 """AdamW in plain PyTorch, on one device or sharded over many: the reference that every other engine is proven against.
 
-T = tokens of the micro-batch, S = supervised ones among them.
+Shape letters: S supervised tokens of a batch.
 """
 
 import math
@@ -17,59 +17,48 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
-from sft.model.attention import Documents
-from sft.model.embedding_noise import EmbeddingNoise
-from sft.model.neox.model import NeoX
-from sft.model.objective import Objective
-from sft.train.distributed.ranks import as_peer_errors
+from sft.model.objectives.base import LOSS, Objective
+from sft.train.distributed.errors import as_peer_errors
 from sft.train.engine.base import MOMENTS, Kind, StepResult, TensorSlice, TensorSource
+from sft.train.engine.forward import measure, named_sums
 from sft.train.engine.fsdp import REPLICAS, SHARDS, local, local_start, reduce_gradients, shard
-from sft.train.engine.loss_scale import LossScale
-from sft.train.engine.optimizer import parameter_groups, saved_bytes, trained
+from sft.train.engine.optimizer import adamw, saved_bytes, set_learning_rate, trained, unscale_and_clip_
 from sft.train.engine.precision import HALF, autocast
-from sft.train.held_out_loss import measure
+from sft.train.engine.step_state import StepState
 
 
 class TorchEngine:
     """AdamW on fp32 weights, forward and backward in the configured precision."""
 
-    def __init__(self, model: NeoX, config: TrainConfig, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+    def __init__(
+        self, objective: Objective, config: TrainConfig, device: torch.device, mesh: DeviceMesh | None = None
+    ) -> None:
         """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
-        self.model, self._config, self._device, self._mesh = model, config, device, mesh
-        self.checkpoint_bytes = saved_bytes(model)
+        self._objective, self._config, self._device, self._mesh = objective, config, device, mesh
+        self.model = objective.model
+        self.checkpoint_bytes = saved_bytes(self.model)
         self.is_shared = mesh is not None
-        self._objective = Objective(model)
         if mesh is not None:
-            shard(self._objective, mesh, HALF.get(config.precision))
-        if any(parameter.is_meta for parameter in model.parameters()):
-            self._objective.to_empty(device=device)
-        self._parameters = dict(model.named_parameters())
-        optimizer = config.optimizer
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(model, optimizer),
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            fused=True,
-        )
-        self._loss_scale = LossScale(config)
-        self._num_updates = 0
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+            shard(objective, mesh, HALF.get(config.precision))
+        if any(parameter.is_meta for parameter in objective.parameters()):
+            objective.to_empty(device=device)
+        self._parameters = dict(self.model.named_parameters())
+        self._optimizer = adamw(self.model, config.optimizer)
+        self._step_state = StepState(config, objective.names, device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic that the run computes in."""
         return autocast(self._device, self._config.precision)
 
     def forward_backward(self, batch: Batch, num_supervised: int, *, is_last: bool) -> None:
-        """Add a micro-batch's share to the gradient of the step's mean loss."""
+        """Add a micro-batch's share to the gradient of the step's mean loss, and to the objective's sums."""
         reduce_gradients(self._objective, now=is_last)
+        width, alpha = self.model.config.hidden_size, self._config.neftune_alpha
         with as_peer_errors():
             with self.autocast():
-                loss = self._objective(*self._sent(batch), noise=self._noise(batch))
-            # Gradients are kept batch_packs times too large until the step: divided by the supervised tokens of a whole
-            # step, those of one token would be lost below the smallest fp16 number.
-            (loss * (self._loss_scale.value * self._config.batch_packs / num_supervised)).backward()
-        self._loss_sum += loss.detach()
+                sums = named_sums(self._objective, batch, self._device, noise_alpha=alpha, width=width)
+            (sums[LOSS] * (self._step_state.gradient_scale / num_supervised)).backward()  # type: ignore[no-untyped-call]
+        self._step_state.add(sums)
 
     def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Loss of each supervised token, and whether it was the likeliest."""
@@ -78,17 +67,17 @@ class TorchEngine:
 
     def step(self, lr: float) -> StepResult:
         """Clip, update the weights if everything is finite on every process, and forget the gradient."""
-        scale = self._loss_scale.value
         gradients = [local(parameter.grad) for parameter in self._parameters.values() if parameter.grad is not None]
-        loss_sum, norm = self._totals(gradients)
-        grad_norm = norm / (self._config.batch_packs * scale)
-        is_finite = math.isfinite(loss_sum) and math.isfinite(grad_norm)
+        sums, norm = self._totals(gradients)
+        scale = self._step_state.gradient_scale
+        grad_norm = norm / scale
+        is_finite = math.isfinite(sums[LOSS]) and math.isfinite(grad_norm)
         if is_finite:
-            self._update(gradients, grad_norm, scale, lr)
-        self._loss_scale.update(is_finite=is_finite)
+            unscale_and_clip_(gradients, scale, grad_norm, self._config.optimizer.clip_norm)
+            set_learning_rate(self._optimizer, lr)
+            self._optimizer.step()
         self._optimizer.zero_grad()
-        self._loss_sum.zero_()
-        return StepResult(loss_sum, grad_norm, scale, is_skipped=not is_finite)
+        return self._step_state.finish(sums, grad_norm, is_finite=is_finite)
 
     @property
     def share(self) -> int:
@@ -100,81 +89,58 @@ class TorchEngine:
         if self._mesh is not None and self._mesh.get_local_rank(REPLICAS):
             return  # another replica holds the same
         for name, parameter in self._parameters.items():
-            yield from _piece("weight", name, parameter, parameter)
+            yield from _slices("weight", name, parameter, parameter)
             moments = self._optimizer.state.get(parameter, {})
             for kind in MOMENTS if moments else ():
-                yield from _piece(kind, name, parameter, moments[kind])
+                yield from _slices(kind, name, parameter, moments[kind])
 
     def state(self) -> dict[str, Any]:
         """The number of updates and the loss scale."""
-        return {"num_updates": self._num_updates, "loss_scale": self._loss_scale.state()}
+        return self._step_state.state()
 
     @torch.no_grad()
     def load(self, source: TensorSource) -> None:
         """Take the weights to start from."""
         for name, parameter in self._parameters.items():
-            _fill(_piece("weight", name, parameter, parameter), source)
+            _fill(_slices("weight", name, parameter, parameter), source)
 
     @torch.no_grad()
     def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
         """Go on from what any engine has saved."""
         self.load(source)
-        self._num_updates = state["num_updates"]
-        self._loss_scale.restore(state["loss_scale"])
-        if not self._num_updates:
+        self._step_state.restore(state)
+        num_updates = self._step_state.num_updates
+        if not num_updates:
             return
         for name, parameter in trained(self.model).items():
             states = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
             for kind, moment in states.items():
-                _fill(_piece(kind, name, parameter, moment), source)
-            updates = torch.tensor(float(self._num_updates), device=self._device)
+                _fill(_slices(kind, name, parameter, moment), source)
+            updates = torch.tensor(float(num_updates), device=self._device)
             self._optimizer.state[parameter] = {"step": updates, **states}
 
-    def _totals(self, gradients: list[Tensor]) -> tuple[float, float]:
-        """The step's loss and the norm of its gradient as it is kept, over all processes."""
+    def _totals(self, gradients: list[Tensor]) -> tuple[dict[str, float], float]:
+        """The step's sums and the norm of its gradient as it is kept, over all processes."""
         norms = torch.stack(torch._foreach_norm(gradients)).double()
-        totals = torch.stack((self._loss_sum, norms.square().sum()))
+        totals = torch.cat((self._step_state.sums_M(), norms.square().sum()[None]))
         if self._mesh is not None:
             with as_peer_errors():
                 # Replicas have computed other packs, and hold the same gradients.
-                dist.all_reduce(totals[:1], group=self._mesh.get_group(REPLICAS))
+                dist.all_reduce(totals[:-1], group=self._mesh.get_group(REPLICAS))
                 dist.all_reduce(totals, group=self._mesh.get_group(SHARDS))
         # The one moment of a step at which the CPU waits for the device.
-        loss_sum, square = totals.tolist()
-        return loss_sum, math.sqrt(square)
-
-    def _update(self, gradients: list[Tensor], grad_norm: float, scale: float, lr: float) -> None:
-        limit = self._config.optimizer.clip_norm
-        clip = min(1.0, limit / grad_norm) if limit and grad_norm else 1.0
-        torch._foreach_mul_(gradients, clip / (self._config.batch_packs * scale))
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._num_updates += 1
-
-    def _noise(self, batch: Batch) -> EmbeddingNoise | None:
-        return EmbeddingNoise.for_batch(batch, self._config.neftune_alpha, self.model.config.hidden_size, self._device)
-
-    def _sent(self, batch: Batch) -> tuple[Tensor, Documents, Tensor]:
-        input_ids_T, targets_T = (self._send(array_T) for array_T in (batch.input_ids_T, batch.targets_T))
-        return input_ids_T, Documents.of(batch.doc_lengths, self._device), targets_T
-
-    def _send(self, array_T: NDArray[Any]) -> Tensor:
-        tensor_T = torch.from_numpy(array_T)
-        if self._device.type != "cuda":
-            return tensor_T
-        # From pinned memory the copy does not wait for the kernels that are still queued.
-        return tensor_T.pin_memory().to(self._device, non_blocking=True)
+        *sums, square = totals.tolist()
+        return self._step_state.named(sums), math.sqrt(square)
 
 
-def _piece(kind: Kind, name: str, parameter: Tensor, tensor: Tensor) -> Iterator[TensorSlice]:
+def _slices(kind: Kind, name: str, parameter: Tensor, tensor: Tensor) -> Iterator[TensorSlice]:
     """This process's share of a parameter's weights or moments, if it has any."""
     share = local(tensor.detach())
     if share.numel():
         yield TensorSlice(kind, name, local_start(parameter), share, is_whole=share.numel() == parameter.numel())
 
 
-def _fill(pieces: Iterable[TensorSlice], source: TensorSource) -> None:
-    for piece in pieces:
-        flat = source.flat(piece.kind, piece.name, piece.start, piece.start + piece.tensor.numel())
-        piece.tensor.copy_(flat.view(piece.tensor.shape))
+def _fill(slices: Iterable[TensorSlice], source: TensorSource) -> None:
+    for part in slices:
+        flat = source.flat(part.kind, part.name, part.start, part.start + part.tensor.numel())
+        part.tensor.copy_(flat.view(part.tensor.shape))

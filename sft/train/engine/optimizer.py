@@ -1,7 +1,8 @@
-"""Which parameters are trained, and which of them decay."""
+"""AdamW from the config: which parameters it trains, which of them decay, and how gradients are clipped."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sft.config.engine import OptimizerConfig
@@ -16,6 +17,24 @@ def saved_bytes(model: nn.Module) -> int:
     """What a checkpoint takes: all weights, and AdamW's two moments of the trained ones."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights + 2 * sum(parameter.nbytes for parameter in trained(model).values())
+
+
+def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """PyTorch's AdamW on the trained parameters: fused on the CPU too, so that offloading has nothing to compile."""
+    groups = parameter_groups(model, config)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next update take steps of this size."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def unscale_and_clip_(gradients: list[Tensor], scale: float, grad_norm: float, clip_norm: float) -> None:
+    """Divide gradients by their scale, and limit the norm that they have then; a limit of 0 is none."""
+    clip = min(1.0, clip_norm / grad_norm) if clip_norm and grad_norm else 1.0
+    torch._foreach_mul_(gradients, clip / scale)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -10,24 +10,25 @@ from sft.data.documents import DocumentTable
 from sft.data.shards import Split
 from sft.errors import StorageError
 from sft.storage.atomic import write_text
+from sft.storage.json_file import read_json
 
-FOLDER = "bad_steps"
 MAX_FILES = 100
 """A run that is sick for days must not fill the disk with the same story."""
 
 log = logging.getLogger(__name__)
 
 
-def bad_step_path(run: Path, step: int) -> Path:
-    """The file that tells about a step."""
-    return run / FOLDER / f"step-{step:08d}.json"
-
-
 def write_bad_step(
-    run: Path, split: Split, table: DocumentTable, step: int, packs: Sequence[int], *, ended_the_run: bool, **facts: Any
+    path: Path,
+    split: Split,
+    table: DocumentTable,
+    step: int,
+    packs: Sequence[int],
+    *,
+    ended_the_run: bool,
+    **facts: Any,
 ) -> Path | None:
     """Write what is known about a step and every document in its packs; None if there is no room for it."""
-    path = bad_step_path(run, step)
     if not ended_the_run and len(list(path.parent.glob("*"))) >= MAX_FILES:
         log.warning("%s holds %d files: step %d is told in metrics.jsonl only", path.parent, MAX_FILES, step)
         return None
@@ -42,10 +43,10 @@ def write_bad_step(
     return path
 
 
-def read_bad_step(run: Path, step: int) -> dict[str, Any] | None:
-    """What was written about a step, if anything was."""
+def read_bad_step(path: Path) -> dict[str, Any] | None:
+    """What was written about a step into this file, if anything was."""
     try:
-        told = json.loads(bad_step_path(run, step).read_text(encoding="utf-8"))
+        told = read_json(path)
     except (OSError, ValueError):
         return None
     return told if isinstance(told, dict) else None

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from statistics import median
 
-from sft.config.train import TrainConfig
+from sft.config.train import HangConfig
 
 STEP = "step"
 """The one phase with a short limit; all others, such as loading and saving, may take long."""
@@ -12,12 +12,12 @@ NUM_STEPS_REMEMBERED = 50
 NUM_MEDIANS = 5.0
 
 
-class Patience:
+class HangLimit:
     """Learns from the steps done how long the next sign of life may take."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._short_s = config.hang.timeout_s or math.inf
-        self._long_s = config.hang.first_step_timeout_s or math.inf
+    def __init__(self, config: HangConfig) -> None:
+        self._short_s = config.timeout_s or math.inf
+        self._long_s = config.first_step_timeout_s or math.inf
         self._steps_s: deque[float] = deque(maxlen=NUM_STEPS_REMEMBERED)
         self._begun_s = self._heard_s = 0.0
         self.phase, self.step = "start", 0

@@ -1,124 +1,102 @@
-"""What a run has counted so far, when its loss leaps, and when its steps become a reason to give up.
+"""After every step: what is unusual about it is recorded, and a run that must not go on ends.
 
-Functions of values only: every process of a run comes to the same verdict, and so does a resumed one.
+Every process comes to the same verdict; the first one writes about it.
 """
 
+import dataclasses
+import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from sft.config.train import HealthConfig
+from sft.data.shards import Shards, Split
 from sft.errors import NumericsError
 from sft.train.engine.base import SMALLEST_SCALE, StepResult
+from sft.train.monitor.bad_steps import write_bad_step
+from sft.train.monitor.counts import Counts, Spike, counted, is_bad, summary
+from sft.train.monitor.metrics import Tracker
+from sft.train.monitor.records import SCALE, SPIKE, as_json
+from sft.train.run_layout import RunLayout
 
 NUM_PACKS_SHOWN = 8
-SPIKE_FACTOR = 1.5
-"""A spike is at least this many times the mean: where losses hardly vary, a few sigmas are no event."""
-SPIKE_FILL = 0.25
-"""Share of the window that must be filled before a loss is judged by it."""
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ScaleChange:
-    """The fp16 loss scale is another one than at the step before."""
+class HealthMonitor:
+    """Counts what a run does, reports what is unusual, and says when it must end."""
 
-    old: float
-    new: float
-    reason: str
-
-
-@dataclass(frozen=True)
-class Spike:
-    """A loss far above those before it."""
-
-    loss: float
-    mean: float
-    limit: float
-
-
-@dataclass
-class Counts:
-    """What a run has done and seen since its first step; JSON values, part of every checkpoint."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    num_supervised_tokens: int = 0
-    num_skipped_steps: int = 0
-    """Steps whose loss or gradient was not finite; they left the weights alone."""
-    num_empty_steps: int = 0
-    """Steps whose packs held no supervised token."""
-    num_bad_in_a_row: int = 0
-    """Bad steps since the last good one."""
-    scale: float | None = None
-    """fp16 loss scale of the last step that was computed."""
-    smallest_scale: float | None = None
-    """The smallest loss scale so far."""
-    num_scale_cuts: int = 0
-    num_scale_raises: int = 0
-    recent_losses: list[float] = field(default_factory=list)
-    """Finite losses of the last steps, a spike no higher than its limit; the newest last."""
-    is_spiking: bool = False
-    """True if the last step's loss was a spike, so that the next one belongs to it."""
-    num_spikes: int = 0
+    def __init__(
+        self,
+        config: HealthConfig,
+        folder: RunLayout,
+        shards: Shards,
+        split: Split,
+        tracker: Tracker,
+        *,
+        counts: Counts,
+        is_first: bool,
+    ) -> None:
+        self._config, self._folder, self._shards, self._split = config, folder, shards, split
+        self._tracker, self._is_first = tracker, is_first
+        self.counts = counts
+        self.eval_loss: float | None = None
+        """Held-out loss after the last step, if it was measured."""
 
     def add(self, result: StepResult, num_tokens: int, num_supervised: int) -> None:
-        """Count one more step; one that had nothing to learn from neither forgives nor is bad."""
-        self.num_steps += 1
-        self.num_tokens += num_tokens
-        self.num_supervised_tokens += num_supervised
-        self.num_skipped_steps += result.is_skipped
-        if not num_supervised:
-            self.num_empty_steps += 1
-        elif not result.is_skipped:
-            self.num_bad_in_a_row = 0
-        elif is_bad(result):
-            self.num_bad_in_a_row += 1
+        """Count one more step."""
+        self.counts.add(result, num_tokens, num_supervised)
+        self.eval_loss = None
 
-    def add_scale(self, scale: float) -> ScaleChange | None:
-        """Remember the loss scale that a step was computed with; what changed since the step before, if anything."""
-        old, self.scale = self.scale, scale
-        self.smallest_scale = scale if self.smallest_scale is None else min(self.smallest_scale, scale)
-        if old is None or old == scale:
-            return None
-        self.num_scale_cuts += scale < old
-        self.num_scale_raises += scale > old
-        return ScaleChange(old, scale, "overflow" if scale < old else "no overflow for fp16.scale_window steps")
+    def add_eval_loss(self, loss: float) -> None:
+        """Remember the held-out loss that was measured after the last step."""
+        self.eval_loss = loss
 
-    def add_loss(self, loss: float, window: int, sigmas: float) -> Spike | None:
-        """Remember a step's loss; the spike, if one begins here.
+    @property
+    def summary(self) -> str:
+        """What was out of the ordinary in the run, as one line; empty if nothing was."""
+        return summary(self.counts)
 
-        A loss above the limit enters the window as the limit: it neither hides the next spike by widening the spread,
-        nor keeps the run spiking for ever once losses have settled higher.
+    def judge(self, packs: Sequence[int], result: StepResult, loss: float) -> None:
+        """Record a changed loss scale, the start of a loss spike, and the rows of a bad step.
+
+        Raises: NumericsError if the run must not go on.
         """
-        if not window or not math.isfinite(loss):
-            return None
-        limit = loss_limit(self.recent_losses[-window:], window, sigmas)
-        was_spiking, self.is_spiking = self.is_spiking, loss > limit
-        spike = None
-        if self.is_spiking and not was_spiking:
-            self.num_spikes += 1
-            spike = Spike(loss, float(np.mean(self.recent_losses[-window:])), limit)
-        self.recent_losses = [*self.recent_losses, min(loss, limit)][-window:]
-        return spike
+        counts, config, step = self.counts, self._config, self.counts.num_steps
+        if change := counts.add_scale(result.scale):
+            self._tracker.log(SCALE, step, **dataclasses.asdict(change))
+        if spike := counts.add_loss(loss, config.spike_window, config.spike_sigmas):
+            self._tracker.log(SPIKE, step, **dataclasses.asdict(spike), packs=list(packs))
+            self._warn(spike)
+        end = reason_to_end(counts, result, loss, max_bad_steps=config.max_bad_steps, max_loss=config.max_loss)
+        report = self._report(packs, result, loss, end) if self._is_first and (end or is_bad(result)) else None
+        if end:
+            raise numerics_error(counts, packs, end, self._folder.path, report)
 
+    def _warn(self, spike: Spike) -> None:
+        step, folder = self.counts.num_steps, self._folder.path
+        if self._is_first:
+            log.warning(
+                "step %d: loss %.4g leaps above its recent mean of %.4g: `sft inspect %s --step %d` shows its rows",
+                *(step, spike.loss, spike.mean, folder, step),
+            )
 
-def loss_limit(recent: Sequence[float], window: int, sigmas: float) -> float:
-    """The loss above which a step is a spike; infinity while too few losses are known."""
-    if len(recent) < max(2, SPIKE_FILL * window):
-        return math.inf
-    mean = float(np.mean(recent))
-    return max(mean + sigmas * float(np.std(recent)), SPIKE_FACTOR * mean)
-
-
-def is_bad(result: StepResult) -> bool:
-    """Whether the step was skipped and nothing is left that could heal the next one.
-
-    An fp16 gradient that overflows above the smallest loss scale is normal: the scale halves and training goes on.
-    The loss itself does not depend on the scale.
-    """
-    return result.is_skipped and (result.scale <= SMALLEST_SCALE or not math.isfinite(result.loss_sum))
+    def _report(self, packs: Sequence[int], result: StepResult, loss: float, end: str | None) -> Path | None:
+        """Write the file about a bad step."""
+        numbers = {"loss": loss, "grad_norm": result.grad_norm, "scale": result.scale, "skipped": result.is_skipped}
+        return write_bad_step(
+            self._folder.bad_step(self.counts.num_steps),
+            self._split,
+            self._shards.documents,
+            self.counts.num_steps,
+            packs,
+            ended_the_run=end is not None,
+            attempt=self._tracker.attempt,
+            reason=skip_reason(result) if result.is_skipped else end,
+            bad_steps_in_a_row=self.counts.num_bad_in_a_row,
+            **as_json(numbers),
+        )
 
 
 def skip_reason(result: StepResult) -> str:
@@ -138,7 +116,7 @@ def reason_to_end(
         floor = " at the smallest loss scale" if result.scale <= SMALLEST_SCALE and counts.num_scale_cuts else ""
         return (
             f"loss {loss} and gradient norm {result.grad_norm}: not finite in "
-            f"{_many(counts.num_bad_in_a_row, 'step')} in a row{floor}; the weights were left alone"
+            f"{counted(counts.num_bad_in_a_row, 'step')} in a row{floor}; the weights were left alone"
         )
     if max_loss is not None and max_loss < loss < math.inf:
         return f"loss {loss:.4g} is above health.max_loss={max_loss:g}"
@@ -157,27 +135,3 @@ def numerics_error(
         hint=f"{rows}look at them with `sft inspect {folder} --step {counts.num_steps}`; "
         "lower optimizer.lr, or train in bf16",
     )
-
-
-def summary(counts: Counts) -> str:
-    """What was out of the ordinary in a run, as one line; empty if nothing was."""
-    return "; ".join(_remarks(counts))
-
-
-def _remarks(counts: Counts) -> Iterator[str]:
-    if counts.num_skipped_steps:
-        share = counts.num_skipped_steps / counts.num_steps
-        yield f"{_many(counts.num_skipped_steps, 'step')} skipped as not finite ({share:.2%}), counted as done"
-    if counts.num_empty_steps:
-        yield f"{_many(counts.num_empty_steps, 'step')} without a supervised token"
-    if counts.num_scale_cuts or counts.num_scale_raises:
-        yield (
-            f"loss scale {counts.scale:.0f}: cut {_many(counts.num_scale_cuts, 'time')}, "
-            f"raised {_many(counts.num_scale_raises, 'time')}, smallest {counts.smallest_scale:.0f}"
-        )
-    if counts.num_spikes:
-        yield _many(counts.num_spikes, "loss spike")
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

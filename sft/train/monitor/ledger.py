@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft.errors import StorageError
+from sft.hashing import text_sha256
 from sft.storage.atomic import write_text
-from sft.storage.manifest import text_sha256
 
-LEDGER = "ledger.jsonl"
 BEGINNING = ""
 
 
@@ -23,7 +22,7 @@ class Ledger:
     def __init__(self, path: Path | None = None, num_steps: int = 0) -> None:
         """Go on after `num_steps` steps; what was written later belongs to steps that are taken again."""
         self._path, self.digest, self._waiting = path, BEGINNING, b""
-        self._num_bytes = 0
+        self._num_bytes, self._computed = 0, list[int]()
         if path is not None:
             lines = [line for line in read_lines(path) if json.loads(line)["step"] <= num_steps]
             for line in lines:
@@ -31,6 +30,15 @@ class Ledger:
             text = "".join(f"{line}\n" for line in lines)
             write_text(path, text)
             self._num_bytes = len(text.encode())
+
+    def note(self, packs: Sequence[int]) -> None:
+        """Remember what this process has computed of the step in progress."""
+        self._computed += packs
+
+    def take(self) -> tuple[int, ...]:
+        """What this process has computed since the last call."""
+        taken, self._computed = tuple(self._computed), []
+        return taken
 
     def add(self, step: int, packs: Sequence[int]) -> None:
         """Note what step `step`, counted from 1, has trained on."""

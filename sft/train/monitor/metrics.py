@@ -1,29 +1,19 @@
-"""What a run reports: metrics.jsonl always, Weights & Biases and TensorBoard if switched on; their only home."""
+"""What a run reports: metrics.jsonl always, Weights & Biases and TensorBoard if switched on."""
 
 import errno
 import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sft.config.train import TrainConfig
-from sft.config.yaml_text import as_values
-from sft.errors import ConfigError
-from sft.redact import environment_secrets, redact
-from sft.storage.atomic import write_text
-
-Record = dict[str, Any]
-STEP, EVAL, SAVE, START, GATE, STOP = "step", "eval", "save", "start", "gate", "stop"
-SCALE, SPIKE = "scale", "spike"
-
-TENSORBOARD = "tensorboard"
-"""Folder of the event files in the run folder."""
-FLUSH_S = 30
-INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 15.0
-"""How long wandb may keep the run waiting; finishing must fit into the grace period after a SIGTERM."""
+from sft.redact import error_text
+from sft.train.monitor.records import START, Record, as_json
+from sft.train.monitor.tensorboard import TensorBoardSink, installed_writer
+from sft.train.monitor.wandb import WandbSink, installed_wandb
+from sft.train.run_layout import RunLayout
 
 log = logging.getLogger(__name__)
 
@@ -120,101 +110,7 @@ class Guarded:
             return act()
         except Exception as error:  # noqa: BLE001 - trackers raise much more than they say
             self._sink = None
-            log.warning("%s takes no more records, metrics.jsonl does: %s", self._name, _told(error))
-
-
-class WandbSink:
-    """A Weights & Biases run; the same one after every resume."""
-
-    def __init__(self, wandb: Any, config: TrainConfig, run_id: str, attempts: Mapping[str, int]) -> None:
-        """`attempts` says after which step each started: its points beyond the start of the next are superseded."""
-        # No source code, git remotes, arguments or console text leave the machine: they may hold secrets.
-        settings = wandb.Settings(
-            console="off",
-            disable_code=True,
-            disable_git=True,
-            x_disable_meta=True,
-            silent=True,
-            login_timeout=INIT_TIMEOUT_S,
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
-        )
-
-        def init(mode: str, resume: str | None) -> Any:
-            return wandb.init(
-                project=config.wandb.project,
-                mode=mode,
-                id=run_id,
-                name=Path(config.out).name,
-                resume=resume,
-                dir=config.out,
-                config={**as_values(config), "attempts": attempts},
-                settings=settings,
-            )
-
-        try:
-            self._run = init(config.wandb.mode, "allow" if config.wandb.mode == "online" else None)
-        except Exception as error:  # no network, a wrong key, a helper process that crashes
-            if config.wandb.mode == "offline":
-                raise
-            log.warning("wandb cannot be reached, going on offline (`wandb sync` sends it later): %s", _told(error))
-            self._run = init("offline", None)
-        # Own step axis: wandb's built-in one refuses to go back when a resumed run repeats steps.
-        self._run.define_metric("*", step_metric="optimizer_step")
-
-    def write(self, record: Record) -> None:
-        values = {f"{record['kind']}/{name}": value for name, value in _flat(record) if name not in ("kind", "step")}
-        self._run.log({**values, "optimizer_step": record["step"]})
-
-    def sync(self) -> None:
-        """Nothing to do: wandb writes by itself."""
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class TensorBoardSink:
-    """Event files for TensorBoard, a new one for each attempt."""
-
-    def __init__(self, writer: Any, folder: Path, step: int) -> None:
-        # TensorBoard hides what earlier attempts wrote for this step or later ones: it is written anew.
-        purged = step + 1 if step else 0
-        self._writer = writer(str(folder), purge_step=purged, flush_secs=FLUSH_S)
-
-    def write(self, record: Record) -> None:
-        for name, value in _flat(record):
-            if isinstance(value, int | float) and name not in ("step", "attempt"):
-                self._writer.add_scalar(f"{record['kind']}/{name}", float(value), record["step"])
-
-    def sync(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a metrics file; half-written lines are left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "kind" in record and "step" in record:
-            records.append(record)
-    return records
-
-
-def supersede(path: Path, records: Sequence[Record], step: int) -> None:
-    """Mark all records past `step`: the run goes on from there and will write them anew."""
-    past = [record for record in records if record["step"] > step]
-    for record in past:
-        record["superseded"] = True
-    # Rewriting also drops a half-written last line, which would swallow the next record.
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+            log.warning("%s takes no more records, metrics.jsonl does: %s", self._name, error_text(error, os.environ))
 
 
 def open_tracker(config: TrainConfig, path: Path, records: Sequence[Record], run_id: str, *, step: int = 0) -> Tracker:
@@ -226,57 +122,9 @@ def open_tracker(config: TrainConfig, path: Path, records: Sequence[Record], run
     starts = {str(record["attempt"]): record["step"] for record in records if record["kind"] == START}
     sinks: list[Sink] = [MetricsFile(path)]
     if config.wandb.enabled:
-        wandb, attempts = _wandb(), {**starts, str(attempt): step}
+        wandb, attempts = installed_wandb(), {**starts, str(attempt): step}
         sinks.append(Guarded("wandb", lambda: WandbSink(wandb, config, run_id, attempts)))
     if config.tensorboard:
-        writer, folder = _summary_writer(), path.parent / TENSORBOARD
+        writer, folder = installed_writer(), RunLayout(path.parent).tensorboard
         sinks.append(Guarded("TensorBoard", lambda: TensorBoardSink(writer, folder, step)))
     return Tracker(sinks, attempt)
-
-
-def _wandb() -> Any:
-    # Its own reports of errors hold traces, and at exit they wait for a server that may not answer.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        import wandb
-    except ImportError:
-        raise _not_installed("wandb", "wandb.enabled") from None
-    return wandb
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise _not_installed("tensorboard", "tensorboard") from None
-    return SummaryWriter
-
-
-def _not_installed(package: str, setting: str) -> ConfigError:
-    return ConfigError(
-        f"{setting}: {package} is not installed", hint=f"in the project's folder: pip install -e '.[{package}]'"
-    )
-
-
-def _told(error: Exception) -> str:
-    """An error's text, or its name if it has none, without what may not be shown."""
-    return redact(str(error) or type(error).__name__, environment_secrets(os.environ))
-
-
-def as_json(value: Any) -> Any:
-    """The value with numbers that are not finite as text, which JSON has no other way to write."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    return value
-
-
-def _flat(record: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in record.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value

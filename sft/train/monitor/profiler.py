@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-FOLDER = "profile"
+from sft.train.run_layout import RunLayout
+
 NUM_ROWS = 30
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ class StepProfiler:
     """Profiles the steps from `first` on, counted from 1, until `num_steps` are recorded or the run ends."""
 
     def __init__(self, folder: Path, rank: int, first: int, num_steps: int) -> None:
-        self._folder, self._name = folder / FOLDER, f"rank-{rank:05d}"
+        self._folder, self._name = RunLayout(folder).profile, f"rank-{rank:05d}"
         self._steps = range(first, first + num_steps)
         self._profile: profile | None = None
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from sft.config.train import TrainConfig
+from sft.config.train import HangConfig
 from sft.errors import PeerError
 from sft.train.distributed.world import World
-from sft.train.monitor.hang_limit import Patience
+from sft.train.monitor.hang_limit import HangLimit
 from sft.train.monitor.kernel_timer import KernelTimer
+from sft.train.run_layout import RunLayout
 
-STACKS = "stacks"
 EXIT_CODE = PeerError.exit_code
 LEAVE_AT_LIMITS = 2.0
 GRACE_LIMITS = 0.1
@@ -39,13 +39,8 @@ NUM_RANKS_SHOWN = 8
 log = logging.getLogger(__name__)
 
 
-def stacks_path(run_folder: Path, rank: int) -> Path:
-    """Where a rank leaves its stacks."""
-    return run_folder / STACKS / f"rank-{rank:05d}.txt"
-
-
 class Watchdog:
-    """Expects a `beat` within the limit for as long as the `with` block runs; see patience.py for the limit.
+    """Expects a `beat` within the limit for as long as the `with` block runs; see hang_limit.py for the limit.
 
     Invariant: a process that does not beat ends with code 71, even if it holds the interpreter lock for ever; one of
     several that leaves the block with an error ends with that error's code soon after, even if it hangs on the way.
@@ -55,15 +50,15 @@ class Watchdog:
         self,
         run_folder: Path,
         world: World,
-        config: TrainConfig,
+        config: HangConfig,
         clock: Callable[[], float] = time.monotonic,
         leave: Callable[[int], object] = os._exit,
     ) -> None:
-        self._folder, self._world, self._clock, self._leave = run_folder, world, clock, leave
-        self._patience = Patience(config)
-        self._path = stacks_path(run_folder, world.rank)
+        self._folder, self._world, self._clock, self._leave = RunLayout(run_folder), world, clock, leave
+        self._limit = HangLimit(config)
+        self._path = self._folder.stacks(world.rank)
         self._name = f"rank {world.rank} of {world.size} on {platform.node()}"
-        limits_s = [limit_s for limit_s in (config.hang.timeout_s, config.hang.first_step_timeout_s) if limit_s]
+        limits_s = [limit_s for limit_s in (config.timeout_s, config.first_step_timeout_s) if limit_s]
         self._nap_s = min([LONGEST_NAP_S, *(limit_s / LOOKS_PER_LIMIT for limit_s in limits_s)])
         self._thread = threading.Thread(target=self._watch, daemon=True) if limits_s else None
         self._lock, self._closed = threading.Lock(), threading.Event()
@@ -100,12 +95,12 @@ class Watchdog:
             KernelTimer("_exit", getattr(error, "exit_code", 1)).set(LEAVING_S)
 
     def beat(self, phase: str, step: int) -> None:
-        """Say that the process lives, and what it does now: patience.STEP, or a phase that may take longer."""
+        """Say that the process lives, and what it does now: hang_limit.STEP, or a phase that may take longer."""
         with self._lock:
             now_s = self._clock()
-            silent_s = self._patience.silent_s(now_s)
-            self._patience.beat(phase, step, now_s)
-            limit_s = self._patience.limit_s
+            silent_s = self._limit.silent_s(now_s)
+            self._limit.beat(phase, step, now_s)
+            limit_s = self._limit.limit_s
             # Starting faulthandler's thread anew takes too long to do it at every sign of life.
             if limit_s != self._armed_limit_s or self._stage == "warned" or now_s - self._armed_s >= self._nap_s:
                 self._arm(limit_s, now_s)
@@ -118,7 +113,7 @@ class Watchdog:
         with self._lock:
             if self._closed.is_set():
                 return
-            silent_s, limit_s = self._patience.silent_s(self._clock()), self._patience.limit_s
+            silent_s, limit_s = self._limit.silent_s(self._clock()), self._limit.limit_s
             if self._stage == "fine" and silent_s >= limit_s:
                 self._stage = "warned"
                 self._warn(silent_s)
@@ -142,13 +137,13 @@ class Watchdog:
     def _warn(self, silent_s: float) -> None:
         # Under the interpreter lock nothing moves while the stacks are read, so the other way is not needed.
         faulthandler.cancel_dump_traceback_later()
-        patience = self._patience
-        what = f"no progress for {silent_s:.0f} s in step {patience.step} ({patience.phase})"
+        limit = self._limit
+        what = f"no progress for {silent_s:.0f} s in step {limit.step} ({limit.phase})"
         with suppress(OSError):  # a disk that is full does not keep the process from leaving
             when = datetime.now().isoformat(" ", "seconds")
             self._file.write(f"{when} {self._name}, process {os.getpid()}: {what}\n".encode())
             faulthandler.dump_traceback(self._file)
-        left_s = (LEAVE_AT_LIMITS - 1) * patience.limit_s
+        left_s = (LEAVE_AT_LIMITS - 1) * limit.limit_s
         self._say(f"{what}; its stacks are in {self._path}; it leaves in {left_s:.0f} s unless it goes on")
 
     def _say(self, text: str) -> None:
@@ -171,6 +166,6 @@ class Watchdog:
 
     def _size(self, rank: int) -> int:
         try:
-            return stacks_path(self._folder, rank).stat().st_size
+            return self._folder.stacks(rank).stat().st_size
         except OSError:
             return 0

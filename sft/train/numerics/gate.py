@@ -19,13 +19,13 @@ from torch.nn.functional import normalize
 from sft.config.model import Precision
 from sft.data.batches.batch import IGNORE, Batch, join
 from sft.data.shards import Pack, Split
-from sft.errors import NumericsError
+from sft.errors import NumericsError, listed
 from sft.model.attention import backend
-from sft.model.neox.model import NeoX
+from sft.model.base import LanguageModel
 from sft.train.distributed.ranks import RankGroup
+from sft.train.engine.forward import Measure
 from sft.train.engine.fsdp import local
 from sft.train.engine.precision import HALF
-from sft.train.held_out_loss import Measure
 from sft.train.numerics.reference import computed, reference
 
 ROUNDING: dict[Precision, float] = {"fp32": 2.0**-17, "bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -72,14 +72,14 @@ def pick(split: Split, packs: Sequence[int]) -> int:
     return packs[0]
 
 
-def kernel_name(model: NeoX, precision: Precision) -> str:
+def kernel_name(model: LanguageModel, precision: Precision) -> str:
     """The attention kernel that computes this model in this precision where it is now."""
     return backend(next(model.parameters()).device, HALF.get(precision, torch.float32), model.config.head_dim)
 
 
 def require_exact(
     measure: Measure,
-    model: NeoX,
+    model: LanguageModel,
     pack: Pack,
     precision: Precision,
     ranks: RankGroup,
@@ -100,7 +100,13 @@ def require_exact(
 
 
 def all_checks(
-    measure: Measure, model: NeoX, pack: Pack, precision: Precision, ranks: RankGroup, *, is_shared: bool = False
+    measure: Measure,
+    model: LanguageModel,
+    pack: Pack,
+    precision: Precision,
+    ranks: RankGroup,
+    *,
+    is_shared: bool = False,
 ) -> list[Check]:
     """Every check that can be made where the weights are; all processes call it together.
 
@@ -122,7 +128,7 @@ def require(checks: Sequence[Check], place: str) -> None:
     failed = [check for check in checks if not check.is_passed]
     if failed:
         raise NumericsError(
-            "the model does not compute what it should:" + "".join(f"\n  - {check}" for check in failed),
+            f"the model does not compute what it should:{listed(failed)}",
             on=place,
             hint="`sft doctor --model` compares precisions here; take another one or another version of the attention "
             "kernel (health.numerics_gate=false trains all the same)",
@@ -159,12 +165,9 @@ def measured_checks(
     ]
 
 
-def reference_checks(model: NeoX, pack: Pack, precision: Precision) -> list[Check]:
+def reference_checks(model: LanguageModel, pack: Pack, precision: Precision) -> list[Check]:
     """The chosen kernel and precision against fp32 without a kernel, where one process holds the weights."""
-    last = model.config.num_layers - 1
-    # The gradient of the first comes through the whole model, that of the other through its end only.
-    layers = {"first attention": "layers.0.attention.query_key_value", "last MLP": f"layers.{last}.mlp.dense_4h_to_h"}
-    trained = {what: _trained(model, f"gpt_neox.{name}") for what, name in layers.items()}
+    trained = {what: _trained(model, name) for what, name in model.gate_layers().items()}
     weights = [parameter for parameter in trained.values() if parameter is not None]
     names = [what for what, parameter in trained.items() if parameter is not None]
     found, expected = computed(model, pack, precision, weights), reference(model, pack, weights)
@@ -188,7 +191,7 @@ def reference_checks(model: NeoX, pack: Pack, precision: Precision) -> list[Chec
     ]
 
 
-def _trained(model: NeoX, layer: str) -> nn.Parameter | None:
+def _trained(model: LanguageModel, layer: str) -> nn.Parameter | None:
     """The matrix of a layer that is trained, which may be that of an adapter; None if there is none."""
     parameters = dict(model.named_parameters())
     found = (parameters.get(f"{layer}.{name}") for name in ("weight", "lora_b"))
@@ -206,19 +209,19 @@ def angle(left: Tensor, right: Tensor) -> float:
     return 2 * math.asin(min(chord / 2, 1.0))
 
 
-def require_finite_weights(model: NeoX, place: str, ranks: RankGroup) -> None:
+def require_finite_weights(model: LanguageModel, place: str, ranks: RankGroup) -> None:
     """Refuse weights that are not numbers, wherever they lie; all processes call it together.
 
     Raises: NumericsError naming some of them.
     """
     mine = [name for name, parameter in model.named_parameters() if not local(parameter.detach()).isfinite().all()]
-    spoilt = list(dict.fromkeys(name for names in ranks.gather_json(mine) for name in names))
-    if spoilt:
-        shown = ", ".join(spoilt[:NUM_NAMES_SHOWN]) + (", …" if len(spoilt) > NUM_NAMES_SHOWN else "")
+    damaged = list(dict.fromkeys(name for names in ranks.gather_json(mine) for name in names))
+    if damaged:
+        shown = ", ".join(damaged[:NUM_NAMES_SHOWN]) + (", …" if len(damaged) > NUM_NAMES_SHOWN else "")
         raise NumericsError(
-            f"{len(spoilt)} parameters hold values that are not finite: {shown}",
+            f"{len(damaged)} parameters hold values that are not finite: {shown}",
             on=place,
-            hint="the weights are spoilt: take an earlier checkpoint, or fetch the model again",
+            hint="the weights are damaged: take an earlier checkpoint, or fetch the model again",
         )
 
 

@@ -17,9 +17,10 @@ from sft.config.model import Precision
 from sft.data.batches.batch import join
 from sft.data.shards import Pack
 from sft.model.attention import Documents
+from sft.model.base import LanguageModel
 from sft.model.kv_cache import KVCache
 from sft.model.loss import supervised_loss_sum
-from sft.model.neox.model import NeoX
+from sft.train.engine.forward import to_device
 from sft.train.engine.precision import autocast
 
 
@@ -46,7 +47,7 @@ class _WholeDocument(KVCache):
         """Nothing is kept, so that a block may be computed a second time in the backward pass."""
 
 
-def reference(model: NeoX, pack: Pack, weights: Sequence[Tensor]) -> Result:
+def reference(model: LanguageModel, pack: Pack, weights: Sequence[Tensor]) -> Result:
     """The pack's loss, hidden states and gradients of these weights, in fp32."""
     device = model.head_weight.device
     loss_sum, hidden = 0.0, []
@@ -65,19 +66,19 @@ def reference(model: NeoX, pack: Pack, weights: Sequence[Tensor]) -> Result:
     return Result(loss_sum, torch.cat(hidden), tuple(sums))
 
 
-def computed(model: NeoX, pack: Pack, precision: Precision, weights: Sequence[Tensor]) -> Result:
+def computed(model: LanguageModel, pack: Pack, precision: Precision, weights: Sequence[Tensor]) -> Result:
     """The same as training computes it: all documents at once, by the attention kernel, in this precision."""
-    device, batch = model.head_weight.device, join([pack])
-    ids_T, targets_T = (torch.from_numpy(array).to(device) for array in (batch.input_ids_T, batch.targets_T))
+    device = model.head_weight.device
+    inputs = to_device(join([pack]), device)
     with torch.enable_grad():
         with autocast(device, precision):
-            hidden_TD = model(ids_T, Documents.of(batch.doc_lengths, device))
-            loss = supervised_loss_sum(hidden_TD, model.head_weight, targets_T)
+            hidden_TD = model(inputs.input_ids_T, inputs.documents)
+            loss = supervised_loss_sum(hidden_TD, model.head_weight, inputs.targets_T)
         gradients = torch.autograd.grad(loss, weights)
     return Result(loss.item(), hidden_TD.detach().float(), gradients)
 
 
-def _loss_sum(model: NeoX, hidden_tD: Tensor, ids_t: Tensor, mask_t: Tensor) -> Tensor | None:
+def _loss_sum(model: LanguageModel, hidden_tD: Tensor, ids_t: Tensor, mask_t: Tensor) -> Tensor | None:
     """Position t - 1 predicts token t wherever token t has loss, and nothing predicts the first token."""
     predicted = mask_t[1:]
     if not predicted.any():
@@ -87,7 +88,7 @@ def _loss_sum(model: NeoX, hidden_tD: Tensor, ids_t: Tensor, mask_t: Tensor) -> 
 
 
 @contextmanager
-def _exact(model: NeoX, device: torch.device) -> Iterator[None]:
+def _exact(model: LanguageModel, device: torch.device) -> Iterator[None]:
     """Full fp32 in every product, at the price of memory for one block; everything is as before afterwards."""
     precision, recompute = torch.get_float32_matmul_precision(), model.activation_checkpointing
     torch.set_float32_matmul_precision("highest")

@@ -361,7 +361,7 @@ def _other_tokenizer(bench: Bench) -> Path:
     facts = {name: manifest[name] for name in ("name", "seq_len", "splits", "sources", "tokenizer")}
     from sft.data.shards import KIND as SHARDS
     from sft.data.shards import SCHEMA_VERSION as SHARDS_VERSION
-    from sft.storage.manifest import file_sha256
+    from sft.hashing import file_sha256
 
     facts["tokenizer"] |= {"sha256": file_sha256(tokenizer)}
     (folder / "manifest.json").unlink()

@@ -243,7 +243,7 @@ def two_jobs(bench: Bench) -> str:
 
 
 def leases(bench: Bench) -> str:
-    """The lease of a dead job is taken over, that of a living one is not."""
+    """The lock of a dead job is taken over, that of a living one is not."""
     config = bench.finished()
     lock = Path(config.out) / ".lock"
     shutil.rmtree(checkpoint(Path(config.out), NUM_STEPS))

@@ -85,7 +85,7 @@ def nothing_supervised(bench: Bench) -> str:
 
 def unsupervised(pack: Any) -> Any:
     """The same pack with an empty mask."""
-    return type(pack)(pack.input_ids_T, pack.loss_mask_T * 0, pack.doc_lengths_D, pack.doc_ids_D, 0)
+    return type(pack)(pack.input_ids_T, pack.loss_mask_T * 0, pack.doc_lengths_N, pack.doc_ids_N, 0)
 
 
 def overflow(bench: Bench) -> str:

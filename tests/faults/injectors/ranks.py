@@ -264,7 +264,9 @@ def slow(bench: Bench) -> str:
         time.sleep(0.5)
 
     def judge_soon(_journal: Journal) -> None:
-        failpoints.replace("sft.train.run:SlowRanks", lambda original, hosts: original(hosts, window_steps=2))
+        failpoints.replace(
+            "sft.train.monitor.stragglers:SlowRanks", lambda original, hosts: original(hosts, window_steps=2)
+        )
 
     slow_one = bench.n % PAIR
     hooks = [
@@ -287,7 +289,7 @@ def gone(bench: Bench) -> str:
 
     def skip(journal: Journal) -> None:
         def settling(original: Any, run: Any) -> None:
-            if run.counts.num_steps == step:
+            if run.step == step:
                 journal.fire("left out")
                 return
             original(run)

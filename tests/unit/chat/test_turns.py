@@ -46,7 +46,7 @@ def test_what_was_written_down_is_what_the_ids_tell(letters: ChatTokenizer) -> N
     ends = np.cumsum([len(document.ids) for document in documents])
     read = read_turns(np.concatenate([document.ids for document in documents]), ends, letters)
     assert read is not None
-    assert read.counts_D.tolist() == [3, 5, 3]
+    assert read.counts_N.tolist() == [3, 5, 3]
     written = [document.turn_starts for document in documents]
     assert Turns.of(written, ends).differing(read) == []
     assert Turns.of([written[0], written[1][:-1], written[2] + 1], ends).differing(read) == [1, 2]
@@ -56,7 +56,7 @@ def test_a_tag_at_the_very_end_belongs_to_its_own_document(letters: ChatTokenize
     user = letters.id_of("<|USER|>")
     read = read_turns(np.array([5, user, user, 5, 5]), np.array([2, 5]), letters)
     assert read is not None
-    assert (read.starts_S.tolist(), read.counts_D.tolist()) == ([2, 3], [1, 1])
+    assert (read.starts_X.tolist(), read.counts_N.tolist()) == ([2, 3], [1, 1])
 
 
 def test_ids_of_a_format_without_tags_tell_no_turns() -> None:

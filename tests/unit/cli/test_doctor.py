@@ -25,7 +25,8 @@ from sft.errors import ConfigError, NumericsError
 from sft.model import attention
 from sft.model.attention import Documents
 from sft.model.hf_folder import write_folder
-from sft.model.neox.model import NeoX, build, initialise
+from sft.model.neox.model import NeoX
+from sft.model.registry import build
 
 MakeConfig = Callable[..., TrainConfig]
 HEALTHY = attention._attend_per_document
@@ -59,7 +60,7 @@ def folder(tmp_path: Path, tokenizer: ChatTokenizer) -> Path:
     path = tmp_path / "model"
     path.mkdir()
     model = build(SHAPE, "cpu")
-    initialise(model, torch.Generator().manual_seed(0))
+    model.initialise(torch.Generator().manual_seed(0))
     write(model, path)
     (path / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     return path
@@ -80,7 +81,9 @@ def test_screen_names_versions_kernels_engines_and_disk() -> None:
     cpu = next(line for line in text.splitlines() if line.startswith("cpu, "))
     assert cpu.count("sdpa per document") == 3
     assert "engines: torch" in text
-    assert re.search(r"free here; checkpoints that fit: \d+ of 3B \(40\.6 GiB each\), \d+ of 7B", text)
+    assert re.search(r"free here; checkpoints that fit: \d+ of 3B \(40\.7 GiB each\), \d+ of 7B", text)
+    assert "configs for sft train: small_cpu, " in text
+    assert f"batch scripts for Slurm: {doctor.ROOT / 'slurm'}\n" in text
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -178,7 +181,7 @@ def test_shards_of_another_vocabulary_are_refused(folder: Path, tiny_shards: Pat
     small.mkdir()
     shutil.copy(folder / "tokenizer.json", small)
     model = build(ModelConfig(**{**SHAPE.__dict__, "max_positions": 32}), "cpu")
-    initialise(model, torch.Generator().manual_seed(0))
+    model.initialise(torch.Generator().manual_seed(0))
     write(model, small)
     with pytest.raises(ConfigError, match="48 tokens per pack, the model has 600 embedding rows and 32 positions"):
         shown(check_model, small, copy, [])
@@ -190,4 +193,4 @@ def test_synthetic_pack_fits_the_model_and_has_several_documents_with_loss(kind:
     assert pack.num_tokens <= min(SHAPE.max_positions, PACK_TOKENS)
     assert pack.input_ids_T.max() < SHAPE.vocab_size
     assert all(pack.loss_mask_T[place][1:].any() for _, place in pack.documents())
-    assert len(pack.doc_lengths_D) > 2
+    assert len(pack.doc_lengths_N) > 2

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sft.config.loading import Layer, load, read_arguments
+from sft.config.loading import Layer, load, read_arguments, with_todays_names
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import read_yaml
 from sft.errors import ConfigError
@@ -244,3 +244,12 @@ def test_loading_changes_no_layer() -> None:
     first = {"path": "p", "inner": {"rate": 1}}
     load(Schema, [Layer("a", first), Layer("b", {"inner": {"rate": 2}, "table": {"t": {}}})])
     assert first == {"path": "p", "inner": {"rate": 1}}
+
+
+def test_what_an_earlier_version_has_written_is_read_by_today_s_names() -> None:
+    written = Layer(
+        "run/config.yaml", {**TRAIN, "save_every_steps": 7, "keep_best": 0, "fp16_scale_window": 3, "seed": 5}
+    )
+    config = load(TrainConfig, [with_todays_names(TrainConfig, written)]).config
+    assert (config.checkpoint.every_steps, config.checkpoint.keep_best, config.fp16.scale_window) == (7, 0, 3)
+    assert config.seed == 5

@@ -215,7 +215,7 @@ def test_a_build_config_reads_back_equal(yaml_file: Path) -> None:
         "title": "T",
         "hub_id": "a/b",
         "files": ["*.json"],
-        "licence": "CC0-1.0",
+        "license": "CC0-1.0",
         "citation": "c",
         "system": "s\n",
     }

@@ -12,9 +12,11 @@ import pytest
 
 from sft.data import shards
 from sft.data.documents import DOCUMENTS, DocumentTable, TurnStarts, write_documents
+from sft.data.manifest import SplitFacts
 from sft.data.shards import KIND, QUARANTINE, SCHEMA_VERSION, Pack, Shards, Split, shard_name, token_type, write_shard
 from sft.errors import ConfigError, DataError
 from sft.storage.manifest import write_manifest
+from tests.support.manifests import build_manifest, split_facts
 from tests.support.packs import laid
 
 SEQ_LEN = 32
@@ -34,21 +36,21 @@ def random_packs(count: int, kind: Any = np.uint16, seq_len: int = SEQ_LEN) -> l
 
 
 def equal(one: Pack, other: Pack) -> bool:
-    columns = ("input_ids_T", "loss_mask_T", "doc_lengths_D", "doc_ids_D")
+    columns = ("input_ids_T", "loss_mask_T", "doc_lengths_N", "doc_ids_N")
     same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
     return same and one.num_supervised == other.num_supervised
 
 
-def write_split(folder: Path, packs: list[Pack]) -> dict[str, Any]:
+def write_split(folder: Path, packs: list[Pack]) -> SplitFacts:
     """Shards of 7, 5 and 1 packs; what the manifest says of them."""
     folder.mkdir(exist_ok=True)
-    left, facts = list(packs), []
+    left, found = list(packs), []
     for number, count in enumerate(PACKS_PER_SHARD):
         name = shard_name("train", number, len(PACKS_PER_SHARD))
         write_shard(folder / name, laid(left[:count]))
-        facts.append({"file": name, "packs": count})
+        found += split_facts(name, left[:count]).shards
         left = left[count:]
-    return {"packs": len(packs), "shards": facts}
+    return dataclasses.replace(split_facts("", packs), shards=tuple(found))
 
 
 @pytest.fixture
@@ -64,7 +66,8 @@ def folder(tmp_path: Path, packs: list[Pack], monkeypatch: pytest.MonkeyPatch) -
     facts = write_split(place, packs)
     write_documents(place / DOCUMENTS, documents(20))
     (place / QUARANTINE).write_text('{"source": "a", "row": 3}\n{"source": "b", "row": 4}\n')
-    write_manifest(place, KIND, SCHEMA_VERSION, {"seq_len": SEQ_LEN, "splits": {"train": facts}})
+    manifest = build_manifest(seq_len=SEQ_LEN, splits={"train": facts})
+    write_manifest(place, KIND, SCHEMA_VERSION, manifest.to_json())
     return place
 
 
@@ -99,14 +102,14 @@ def test_every_pack_reads_back_in_any_order(folder: Path, packs: list[Pack]) -> 
     indices = list(range(len(packs))) * 2
     random.Random(0).shuffle(indices)
     assert all(equal(split[index], packs[index]) for index in indices)
-    assert split.num_supervised_N.tolist() == [pack.num_supervised for pack in packs]
+    assert split.num_supervised_P.tolist() == [pack.num_supervised for pack in packs]
 
 
 def test_the_documents_of_all_packs_are_told_at_once(folder: Path, packs: list[Pack]) -> None:
     ids, lengths, counts = Shards.open(folder).split("train").placed
-    assert ids.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_D.tolist()]
-    assert lengths.tolist() == [length for pack in packs for length in pack.doc_lengths_D.tolist()]
-    assert counts.tolist() == [len(pack.doc_ids_D) for pack in packs]
+    assert ids.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_N.tolist()]
+    assert lengths.tolist() == [length for pack in packs for length in pack.doc_lengths_N.tolist()]
+    assert counts.tolist() == [len(pack.doc_ids_N) for pack in packs]
 
 
 @pytest.mark.parametrize("index", [-1, 13, 10**9])
@@ -123,7 +126,7 @@ def test_iterating_ends_after_the_last_pack(folder: Path, packs: list[Pack]) -> 
 def test_token_ids_keep_their_type_and_value(kind: Any, tmp_path: Path) -> None:
     (pack,) = random_packs(1, kind)
     write_shard(tmp_path / "one.arrow", laid([pack]))
-    split = Split(tmp_path, "train", {"packs": 1, "shards": [{"file": "one.arrow"}]})
+    split = Split(tmp_path, "train", split_facts("one.arrow", [pack]))
     assert equal(split[0], pack)
     assert split[0].input_ids_T.dtype == kind
 
@@ -153,7 +156,7 @@ def test_a_pack_knows_its_documents() -> None:
 def test_the_document_table_reads_back_equal(count: int, tmp_path: Path) -> None:
     table = documents(count)
     write_documents(tmp_path / DOCUMENTS, table)
-    found = Shards(tmp_path, {}).documents
+    found = Shards(tmp_path, build_manifest()).documents
     assert len(found) == count
     assert (found.sources, found.files) == (table.sources, table.files)
     columns = [field.name for field in dataclasses.fields(DocumentTable) if field.name not in ("sources", "files")]
@@ -188,8 +191,8 @@ def test_the_datasets_library_reads_a_shard(folder: Path, packs: list[Pack], tmp
     for row, pack in zip(rows, packs, strict=True):
         assert row["input_ids"] == pack.input_ids_T.tolist()
         assert row["loss_mask"] == pack.loss_mask_T.tolist()
-        assert row["doc_lengths"] == pack.doc_lengths_D.tolist()
-        assert row["doc_ids"] == pack.doc_ids_D.tolist()
+        assert row["doc_lengths"] == pack.doc_lengths_N.tolist()
+        assert row["doc_ids"] == pack.doc_ids_N.tolist()
         assert row["num_supervised"] == pack.num_supervised
 
 
@@ -240,14 +243,14 @@ def test_a_cut_or_missing_file_is_refused_even_without_hashing(
 def test_a_file_that_is_no_arrow_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "one.arrow").write_bytes(content)
     with pytest.raises(DataError, match="not readable as an Arrow file") as caught:
-        Split(tmp_path, "train", {"packs": 1, "shards": [{"file": "one.arrow"}]})
+        Split(tmp_path, "train", split_facts("one.arrow", []))
     assert "one.arrow" in str(caught.value)
 
 
 def test_other_packs_than_the_manifest_says_are_refused(folder: Path) -> None:
-    facts = Shards.open(folder).manifest["splits"]["train"]
+    facts = Shards.open(folder).manifest.splits["train"]
     with pytest.raises(DataError, match="holds 13 packs, the manifest says 14"):
-        Split(folder, "train", {**facts, "packs": 14})
+        Split(folder, "train", dataclasses.replace(facts, packs=14))
 
 
 def test_an_unknown_split_is_named_with_the_known_ones(folder: Path) -> None:
@@ -256,9 +259,9 @@ def test_an_unknown_split_is_named_with_the_known_ones(folder: Path) -> None:
 
 
 def test_a_split_without_packs_is_empty(tmp_path: Path) -> None:
-    split = Split(tmp_path, "valid", {"packs": 0, "shards": []})
+    split = Split(tmp_path, "valid", dataclasses.replace(split_facts("none", []), shards=()))
     assert len(split) == 0
-    assert split.num_supervised_N.tolist() == []
+    assert split.num_supervised_P.tolist() == []
     assert [column.tolist() for column in split.placed] == [[], [], []]
 
 

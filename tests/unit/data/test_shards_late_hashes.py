@@ -58,7 +58,7 @@ def test_damage_to_the_layout_of_a_file_is_refused_by_name(folder: Path) -> None
 READS: dict[str, Callable[[Split], object]] = {
     "a pack": lambda split: split[1],
     "all documents": lambda split: split.placed,
-    "all counts": lambda split: split.num_supervised_N,
+    "all counts": lambda split: split.num_supervised_P,
 }
 
 

@@ -12,9 +12,9 @@ from sft.chat.tokenizer import ChatTokenizer
 from sft.config.model import InitConfig, ModelConfig
 from sft.config.train import TrainConfig
 from sft.model.hf_folder import write_folder
-from sft.model.neox.model import build, initialise
-from sft.train.checkpoint.store import State
-from sft.train.monitor.health import Counts
+from sft.model.registry import build
+from sft.train.checkpoint.state import State
+from sft.train.monitor.counts import Counts
 from tests.support.checkpoints import publish
 
 CONFIG = ModelConfig(
@@ -28,14 +28,14 @@ SHARDS = {
         "free": {
             "title": "Free Talk",
             "hub_id": "someone/free",
-            "licence": "apache-2.0",
+            "license": "apache-2.0",
             "commercial": True,
             "citation": "Someone, Free Talk, 2023",
         },
         "bound": {
             "title": "Bound Talk",
             "hub_id": "another/bound",
-            "licence": "cc-by-nc-4.0",
+            "license": "cc-by-nc-4.0",
             "commercial": False,
             "citation": "Another, Bound Talk, 2023",
         },
@@ -63,7 +63,7 @@ def tokenizer() -> ChatTokenizer:
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer: ChatTokenizer, state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build(dataclasses.replace(CONFIG, initializer_range=0.2), "cpu")
-    initialise(model, torch.Generator().manual_seed(0))
+    model.initialise(torch.Generator().manual_seed(0))
 
     def write(folder: Path) -> None:
         write_folder(dict(model.named_parameters()), CONFIG, folder, torch.float32, 10**9)

@@ -20,8 +20,9 @@ from sft.inference.load import load
 from sft.model.attention import Documents
 from sft.model.hf_folder import load_weights, write_folder
 from sft.model.lora import add_adapters, is_adapter
-from sft.model.neox.model import NeoX, build, initialise
-from sft.train.checkpoint.store import State
+from sft.model.neox.model import NeoX
+from sft.model.registry import build
+from sft.train.checkpoint.state import State
 from tests.support.checkpoints import publish
 
 SHAPE = ModelConfig(
@@ -41,7 +42,7 @@ NUM_TOKENS = 50
 def model() -> NeoX:
     """A model whose adapters are far from their first values."""
     model, generator = build(SHAPE, "cpu"), torch.Generator().manual_seed(0)
-    initialise(model, generator)
+    model.initialise(generator)
     add_adapters(model, LORA)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -5,7 +5,7 @@ import pytest
 from sft.chat.tokenizer import ChatTokenizer
 from sft.config.model import ModelConfig
 from sft.export.model_card import CardFacts, model_card
-from sft.train.checkpoint.store import State
+from sft.train.checkpoint.state import State
 
 
 @pytest.fixture
@@ -15,11 +15,19 @@ def facts(tokenizer: ChatTokenizer, state: State) -> CardFacts:
     return CardFacts("small-chat", shape, 123_456, "fp16", "Be kind.\n", tokenizer, training)
 
 
-def test_the_card_names_every_source_with_its_licence_and_citation(facts: CardFacts) -> None:
+def test_the_card_names_every_source_with_its_license_and_citation(facts: CardFacts) -> None:
     card = model_card(facts)
     assert "| Free Talk | someone/free | apache-2.0 | yes |" in card
     assert "| Bound Talk | another/bound | cc-by-nc-4.0 | no |" in card
     assert "- Another, Bound Talk, 2023" in card or "Bound Talk: Another, Bound Talk, 2023" in card
+
+
+def test_a_checkpoint_of_before_the_license_had_its_name_has_the_same_card(facts: CardFacts) -> None:
+    expected = model_card(facts)
+    assert facts.training is not None
+    for source in facts.training["shards"]["sources"].values():
+        source["licence"] = source.pop("license")
+    assert model_card(facts) == expected
 
 
 def test_a_source_without_commercial_use_binds_the_model(facts: CardFacts) -> None:

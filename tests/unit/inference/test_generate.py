@@ -10,9 +10,8 @@ from sft.config.model import ModelConfig
 from sft.errors import DataError, NumericsError
 from sft.inference.generate import _choose, generate
 from sft.model.attention import Documents
-from sft.model.hf_folder import config_json
+from sft.model.neox.hf_config import HEAD, NEWER_HEAD, config_json
 from sft.model.neox.model import NeoX
-from sft.model.stored_weights import HEAD, NEWER_HEAD
 
 VOCAB = 50
 PROMPT = [7, 3, 11, 2]

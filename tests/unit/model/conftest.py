@@ -8,9 +8,8 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from sft.config.model import ModelConfig
-from sft.model.hf_folder import config_json
+from sft.model.neox.hf_config import HEAD, NEWER_HEAD, config_json
 from sft.model.neox.model import NeoX
-from sft.model.stored_weights import HEAD, NEWER_HEAD
 
 CONFIG = ModelConfig(
     vocab_size=97, hidden_size=64, num_layers=3, num_heads=4, intermediate_size=112, max_positions=128, rotary_pct=0.5

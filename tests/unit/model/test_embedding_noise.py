@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sft.config.model import ModelConfig
 from sft.data.batches.batch import Batch, micro_batches
-from sft.data.batches.sampler import Order, hashes
+from sft.data.batches.sampler import Order
 from sft.data.shards import Shards, Split
+from sft.hashing import hashes
 from sft.model.attention import Documents
 from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.neox.model import NeoX

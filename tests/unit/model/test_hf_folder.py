@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, GPTNeo
 from sft.config.model import ModelConfig
 from sft.errors import ConfigError, DataError, NumericsError
 from sft.model.attention import Documents
-from sft.model.hf_folder import config_json, load_weights, parameter_shapes, read_config, write_folder
-from sft.model.neox.model import NeoX, build
-from sft.model.stored_weights import INDEX, WEIGHTS, StoredWeights
+from sft.model.hf_folder import load_weights, read_config, stored_weights, write_folder
+from sft.model.neox.hf_config import config_json
+from sft.model.neox.model import NeoX
+from sft.model.registry import build, parameter_shapes
+from sft.model.weight_files import INDEX, WEIGHTS
 
 ONE_FILE = 10**9
 
@@ -163,7 +165,7 @@ def test_parameters_are_asked_for_once_and_in_order(model: NeoX, tmp_path: Path)
 
 
 def test_stored_weights_are_read_one_by_one(model: NeoX, folder: Path) -> None:
-    stored = StoredWeights(folder, parameter_shapes(model.config))
+    stored = stored_weights(folder, model.config)
     assert list(stored) == list(parameter_shapes(model.config))
     assert len(stored) == len(list(model.parameters()))
     assert torch.equal(stored["embed_out.weight"], model.head_weight)

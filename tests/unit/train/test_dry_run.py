@@ -49,9 +49,9 @@ def test_it_takes_the_packs_that_cost_most(
     monkeypatch.setattr(TorchEngine, "forward_backward", watched)
     dry_run(tiny_config(micro_batch_packs=2))
     split = Shards.open(tiny_shards).split("train")
-    costs = [sum(int(length) ** 2 for length in split[pack].doc_lengths_D) for pack in range(len(split))]
-    dearest = sorted(range(len(split)), key=lambda pack: -costs[pack])[:2]
-    assert [sorted(batch.packs) for batch in seen] == [sorted(dearest)] * 2
+    costs = [sum(int(length) ** 2 for length in split[pack].doc_lengths_N) for pack in range(len(split))]
+    largest = sorted(range(len(split)), key=lambda pack: -costs[pack])[:2]
+    assert [sorted(batch.packs) for batch in seen] == [sorted(largest)] * 2
 
 
 def test_several_processes_try_together(tiny_config: MakeConfig) -> None:
@@ -71,7 +71,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(
 
 
 def test_a_loss_that_is_no_number_is_told(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TorchEngine, "_totals", lambda *_: (float("nan"), 1.0))
+    monkeypatch.setattr(TorchEngine, "_totals", lambda *_: ({"loss": float("nan")}, 1.0))
     with pytest.raises(NumericsError, match="the loss is nan"):
         dry_run(tiny_config())
 

@@ -13,10 +13,10 @@ from sft.data.batches.sampler import Order
 from sft.data.shards import Shards
 from sft.model.attention import Documents
 from sft.model.neox.model import NeoX
-from sft.model.objective import Objective
+from sft.model.objectives.next_token import NextToken
 from sft.train.checkpoint.initial_weights import starting_shape
+from sft.train.engine.forward import measure as measure_batch
 from sft.train.held_out_loss import ALL, SourceLoss, held_out_loss
-from sft.train.held_out_loss import measure as measure_batch
 from tests.support.models import starting_model
 
 INIT = InitConfig(weights="scratch", preset="tiny", vocab_size=64)
@@ -34,7 +34,7 @@ def model(shards: Shards) -> NeoX:
 
 def measure(model: NeoX, shards: Shards, micro_batch_packs: int, max_packs: int | None = None) -> dict[str, SourceLoss]:
     return held_out_loss(
-        lambda batch: measure_batch(Objective(model), torch.device("cpu"), nullcontext(), batch),
+        lambda batch: measure_batch(NextToken(model), torch.device("cpu"), nullcontext(), batch),
         shards.split("valid"),
         shards.documents,
         max_packs=max_packs,
@@ -66,7 +66,7 @@ def test_each_source_gets_the_loss_of_its_own_documents(micro_batch_packs: int, 
 
 
 def test_a_part_of_the_packs_is_picked_from_all_over_the_split(model: NeoX, shards: Shards) -> None:
-    supervised = shards.split("valid").num_supervised_N
+    supervised = shards.split("valid").num_supervised_P
     picked = Order(len(supervised), len(supervised), epochs=1, seed=0).batch(0)[:3]
     assert picked != [0, 1, 2]
     assert measure(model, shards, 2, max_packs=3)[ALL].num_tokens == supervised[picked].sum()

@@ -17,7 +17,7 @@ from sft.train.distributed.ranks import SINGLE
 from sft.train.inputs import read_inputs
 from sft.train.inspect_step import show_step
 from sft.train.loop import train
-from sft.train.run_folder import CONFIG_FILE, RunFolder
+from sft.train.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_run_is_refused(tiny_shards: Path) -> None:
 def test_settings_changed_by_hand_are_refused(shared_tiny_config: Callable[..., TrainConfig]) -> None:
     config = shared_tiny_config(max_steps=1)
     train(config)
-    path = Path(config.out) / CONFIG_FILE
+    path = RunFolder(Path(config.out)).config
     path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
     with pytest.raises(DataError, match="seed: was 0, now 1"):
         shown(Path(config.out), 1)

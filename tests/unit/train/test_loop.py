@@ -17,13 +17,14 @@ from sft.data.batches.batch import Batch
 from sft.data.batches.sampler import Order
 from sft.data.shards import Pack, Split
 from sft.errors import ConfigError, DataError, NumericsError, StopRequested, StorageError
-from sft.train.checkpoint.async_writer import Saver
+from sft.train.checkpoint.async_writer import AsyncWriter
 from sft.train.checkpoint.initial_weights import StartingWeights
-from sft.train.checkpoint.store import State, published
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import published
 from sft.train.engine.base import StepResult
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import Record, read_records
+from sft.train.monitor.records import Record, read_records
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -85,7 +86,7 @@ def test_checkpoint_holds_what_is_needed_to_go_on_and_to_trace_it(tiny_config: M
     assert (folder / "tokenizer.json").read_bytes() == (tiny_shards / "tokenizer.json").read_bytes()
     state = State.read(folder)
     assert state.config["optimizer"]["lr"] == config.optimizer.lr
-    assert state.shards["sources"]["alpha"]["licence"] == "CC0-1.0"
+    assert state.shards["sources"]["alpha"]["license"] == "CC0-1.0"
     assert state.identity["shards (content digest)"] == state.shards["content_digest"]
     assert state.versions["torch"].startswith(torch.__version__.split("+")[0])
 
@@ -145,8 +146,8 @@ def test_stop_file_saves_ends_with_75_and_lets_the_next_start_go_on(
 STOPPED_IN = {
     "loading": (StartingWeights, "flat", "before the first step"),
     "measuring": (TorchEngine, "measure", "after step 4 of 12"),
-    "saving": (Saver, "begin", "after step 5 of 12"),
-    "publishing": (Saver, "publish", "after step 5 of 12"),
+    "saving": (AsyncWriter, "begin", "after step 5 of 12"),
+    "publishing": (AsyncWriter, "publish", "after step 5 of 12"),
 }
 
 
@@ -232,7 +233,7 @@ def test_skipped_step_advances_position_and_schedule(tiny_config: MakeConfig, mo
 
 def unsupervised(monkeypatch: pytest.MonkeyPatch, packs: set[int], *, tell: bool) -> None:
     """Take the supervised tokens out of some packs, and say so in their column or not."""
-    original_pack, original_column = Split.__getitem__, Split.num_supervised_N.func
+    original_pack, original_column = Split.__getitem__, Split.num_supervised_P.func
 
     def pack(split: Split, index: int) -> Pack:
         found = original_pack(split, index)
@@ -245,7 +246,7 @@ def unsupervised(monkeypatch: pytest.MonkeyPatch, packs: set[int], *, tell: bool
 
     monkeypatch.setattr(Split, "__getitem__", pack)
     if tell:
-        monkeypatch.setattr(Split, "num_supervised_N", property(column))
+        monkeypatch.setattr(Split, "num_supervised_P", property(column))
 
 
 def test_step_without_supervised_tokens_leaves_the_weights_alone_and_is_counted(

@@ -121,7 +121,7 @@ def test_second_holder_is_refused_and_touches_nothing(tmp_path: Path) -> None:
         (tmp_path / "run/checkpoints/.staging-step-00000004").mkdir()
         with pytest.raises(StorageError, match="in use by process"), RunFolder.hold(tmp_path / "run", SINGLE):
             pytest.fail("must not be entered")
-        # Cleaning before the lease is ours would delete what the other process is just writing.
+        # Cleaning before the lock is ours would delete what the other process is just writing.
         assert (tmp_path / "run/checkpoints/.staging-step-00000004").is_dir()
 
 

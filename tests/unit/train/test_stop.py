@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft.errors import ConfigError
-from sft.train.stop import SIGNALS, STOP_FILE, Stop, job_deadline
+from sft.train.stop import SIGNALS, Stop, job_deadline
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -37,8 +37,8 @@ def test_several_other_signals_are_one_wish(tmp_path: Path) -> None:
 
 def test_stop_file_is_obeyed_until_it_is_cleared(tmp_path: Path) -> None:
     stop = Stop(tmp_path)
-    (tmp_path / STOP_FILE).touch()
-    assert STOP_FILE in str(stop.reason())
+    (tmp_path / "STOP").touch()
+    assert "STOP" in str(stop.reason())
     stop.clear_file()
     assert stop.reason() is None
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told about a run: its JSON, made from our settings and written by nobody."""
+"""DeepSpeed's JSON for a run, derived from our config; users never write it."""
 
 from typing import Any
 

@@ -3,7 +3,7 @@
 Numbers are made as in the torch engine: fp32 weights, gradients and moments, our autocast, our loss scale, PyTorch's
 AdamW. What DeepSpeed does is to divide them, to add up gradients and to gather weights. Its checkpoints are not used.
 
-T = tokens of the micro-batch, S = supervised ones among them.
+Shape letters: S supervised tokens of a batch.
 """
 
 import math
@@ -17,63 +17,56 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.errors import ConfigError
-from sft.model.attention import Documents
-from sft.model.embedding_noise import EmbeddingNoise
-from sft.model.neox.model import NeoX
-from sft.model.objective import Objective
-from sft.train.distributed.ranks import as_peer_errors
+from sft.model.objectives.base import LOSS, Objective
+from sft.train.distributed.errors import as_peer_errors
 from sft.train.engine.base import MOMENTS, StepResult, TensorSlice, TensorSource
 from sft.train.engine.deepspeed.config import deepspeed_json
 from sft.train.engine.deepspeed.zero_layout import owned, shares, spread
-from sft.train.engine.loss_scale import LossScale
-from sft.train.engine.optimizer import parameter_groups
+from sft.train.engine.forward import measure, named_sums
+from sft.train.engine.optimizer import adamw, saved_bytes, set_learning_rate, unscale_and_clip_
 from sft.train.engine.precision import autocast
-from sft.train.held_out_loss import measure
+from sft.train.engine.step_state import StepState
 
 OLDEST_VERSION = (0, 19, 8)
-"""Older ones update fp32 weights with gradients that are no numbers."""
-COPIES_SAVED = 3
-"""The weights and AdamW's two moments."""
+"""Older ones update fp32 weights with gradients that are NaN or infinite."""
 
 
 class DeepSpeedEngine:
     """AdamW on fp32 weights that DeepSpeed divides, forward and backward in the configured precision."""
 
-    def __init__(self, model: NeoX, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, objective: Objective, config: TrainConfig, device: torch.device) -> None:
         """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
-        self.model, self._config, self._device = model, config, device
-        self.checkpoint_bytes = COPIES_SAVED * sum(parameter.nbytes for parameter in model.parameters())
-        self._loss_scale = LossScale(config)
-        self._num_updates = 0
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.model, self._config, self._device = objective.model, config, device
+        self.checkpoint_bytes = saved_bytes(self.model)
+        self._step_state = StepState(config, objective.names, device)
         deepspeed = _connected_deepspeed(device)
-        objective = Objective(model)
-        if any(parameter.is_meta for parameter in model.parameters()):
+        if any(parameter.is_meta for parameter in objective.parameters()):
             objective.to_empty(device=device)
         if config.deepspeed.zero_stage == 3:
             # The loss uses the head's weight outside of the head's own module, where nobody would gather it.
-            deepspeed.zero.register_external_parameter(objective, model.head_weight)
+            deepspeed.zero.register_external_parameter(objective, self.model.head_weight)
         with as_peer_errors():
             self._engine, *_ = deepspeed.initialize(
-                model=objective, optimizer=_adamw(model, config), config=deepspeed_json(config, device)
+                model=objective,
+                optimizer=adamw(self.model, config.optimizer),
+                config=deepspeed_json(config, device),
             )
         self._optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
         self.is_shared = config.deepspeed.zero_stage == 3
         self._zero = self._engine.optimizer if config.deepspeed.zero_stage else None
-        self._shares = list(shares(model, self._zero))
+        self._shares = list(shares(self.model, self._zero))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic that the run computes in."""
         return autocast(self._device, self._config.precision)
 
     def forward_backward(self, batch: Batch, num_supervised: int, *, is_last: bool) -> None:
-        """Add a micro-batch's share to the gradient of the step's mean loss.
+        """Add a micro-batch's share to the gradient of the step's mean loss, and to the objective's sums.
 
         From stage 2 on every micro-batch adds up gradients over the processes: nobody keeps those of all parameters.
         """
@@ -81,17 +74,17 @@ class DeepSpeedEngine:
         # DeepSpeed divides by the number of processes, which is no part of our mean over tokens.
         factor = dist.get_world_size() / num_supervised
         if self._zero is None:
-            factor *= self._gradient_scale
+            factor *= self._step_state.gradient_scale
         else:
-            self._zero.override_loss_scale(self._gradient_scale)  # multiplies here, divides in the step
+            self._zero.override_loss_scale(self._step_state.gradient_scale)  # multiplies here, divides in the step
+        width, alpha = self.model.config.hidden_size, self._config.neftune_alpha
         with as_peer_errors():
             with self.autocast():
-                width = self.model.config.hidden_size
-                noise = EmbeddingNoise.for_batch(batch, self._config.neftune_alpha, width, self._device)
-                loss = self._engine(*self._sent(batch), noise=noise)
-            # If the loss is no number, its gradient becomes none: the norm alone tells whether a step is good.
+                sums = named_sums(self._engine, batch, self._device, noise_alpha=alpha, width=width)
+            # If the loss is not finite, neither is its gradient: the norm alone tells whether a step is good.
+            loss = sums[LOSS]
             self._engine.backward(loss * (factor + 0 * loss.detach()), scale_wrt_gas=False)
-        self._loss_sum += loss.detach()
+        self._step_state.add(sums)
 
     def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Loss of each supervised token, and whether it was the likeliest."""
@@ -100,16 +93,13 @@ class DeepSpeedEngine:
 
     def step(self, lr: float) -> StepResult:
         """Clip, update the weights if everything is finite on every process, and forget the gradient."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
+        sums_M = self._step_state.sums_M()
         with as_peer_errors():
-            dist.all_reduce(self._loss_sum)
+            dist.all_reduce(sums_M)
             grad_norm = self._step_of_all() if self._zero is None else self._step_of_shares()
-        loss_sum, scale, is_finite = self._loss_sum.item(), self._loss_scale.value, math.isfinite(grad_norm)
-        self._num_updates += is_finite
-        self._loss_scale.update(is_finite=is_finite)
-        self._loss_sum.zero_()
-        return StepResult(loss_sum, grad_norm, scale, is_skipped=not is_finite)
+        sums = self._step_state.named(sums_M.tolist())
+        return self._step_state.finish(sums, grad_norm, is_finite=math.isfinite(grad_norm))
 
     @property
     def share(self) -> int:
@@ -119,13 +109,13 @@ class DeepSpeedEngine:
     def slices(self) -> Iterator[TensorSlice]:
         """What this process has to save."""
         for share in owned(self._shares, self._zero):
-            yield share.piece("weight", share.holder.detach())
-            for kind in MOMENTS if self._num_updates else ():
-                yield share.piece(kind, self._optimizer.state[share.holder][kind])
+            yield share.slice_of("weight", share.holder.detach())
+            for kind in MOMENTS if self._step_state.num_updates else ():
+                yield share.slice_of(kind, self._optimizer.state[share.holder][kind])
 
     def state(self) -> dict[str, Any]:
         """The number of updates and the loss scale."""
-        return {"num_updates": self._num_updates, "loss_scale": self._loss_scale.state()}
+        return self._step_state.state()
 
     def load(self, source: TensorSource) -> None:
         """Take the weights to start from."""
@@ -137,25 +127,16 @@ class DeepSpeedEngine:
     def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
         """Go on from what any engine has saved."""
         self.load(source)
-        self._num_updates = state["num_updates"]
-        self._loss_scale.restore(state["loss_scale"])
+        self._step_state.restore(state)
+        num_updates = self._step_state.num_updates
         self._optimizer.state.clear()
-        for share in self._shares if self._num_updates else ():
+        for share in self._shares if num_updates else ():
             states = self._optimizer.state[share.holder]
             if not states:
-                states["step"] = torch.tensor(float(self._num_updates), device=share.holder.device)
+                states["step"] = torch.tensor(float(num_updates), device=share.holder.device)
                 states.update({kind: torch.zeros_like(share.holder, requires_grad=False) for kind in MOMENTS})
             for kind in MOMENTS:
                 share.fill(kind, states[kind], source)
-
-    @property
-    def _gradient_scale(self) -> float:
-        """How many times too large gradients are until the step.
-
-        Divided by the supervised tokens of a whole step, those of one token would be lost below the smallest fp16
-        number.
-        """
-        return self._config.batch_packs * self._loss_scale.value
 
     def _step_of_shares(self) -> float:
         """DeepSpeed's own step, which is left out if the norm over all processes is not finite; returns the norm."""
@@ -165,32 +146,13 @@ class DeepSpeedEngine:
     def _step_of_all(self) -> float:
         """A step of stage 0, for which DeepSpeed has no such check; returns the norm."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        grad_norm = get_total_norm(gradients).item() / self._gradient_scale
+        scale = self._step_state.gradient_scale
+        grad_norm = get_total_norm(gradients).item() / scale
         if math.isfinite(grad_norm):
-            limit = self._config.optimizer.clip_norm
-            clip = min(1.0, limit / grad_norm) if limit and grad_norm else 1.0
-            torch._foreach_mul_(gradients, clip / self._gradient_scale)
+            unscale_and_clip_(gradients, scale, grad_norm, self._config.optimizer.clip_norm)
             self._engine.step()
         self._engine.zero_grad()
         return grad_norm
-
-    def _sent(self, batch: Batch) -> tuple[Tensor, Documents, Tensor]:
-        input_ids_T, targets_T = (
-            torch.from_numpy(array_T).to(self._device) for array_T in (batch.input_ids_T, batch.targets_T)
-        )
-        return input_ids_T, Documents.of(batch.doc_lengths, self._device), targets_T
-
-
-def _adamw(model: NeoX, config: TrainConfig) -> torch.optim.AdamW:
-    """PyTorch's own AdamW: fused on the CPU too, so that offloading has nothing to compile."""
-    settings = config.optimizer
-    return torch.optim.AdamW(
-        parameter_groups(model, settings),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
 
 
 def _connected_deepspeed(device: torch.device) -> Any:

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from sft.model.neox.model import NeoX
 from sft.train.engine.base import Kind, TensorSlice, TensorSource
 
 
@@ -26,7 +25,7 @@ class Share:
     offset: int
     """Where the elements begin in the flattened holder."""
 
-    def piece(self, kind: Kind, tensor: Tensor) -> TensorSlice:
+    def slice_of(self, kind: Kind, tensor: Tensor) -> TensorSlice:
         """The elements as they lie in the holder, or in one of its moments."""
         flat, is_whole = self._elements(tensor), self.size == self.shape.numel()
         return TensorSlice(kind, self.name, self.start, flat.view(self.shape) if is_whole else flat, is_whole=is_whole)
@@ -39,7 +38,7 @@ class Share:
         return tensor.view(-1)[self.offset : self.offset + self.size]
 
 
-def shares(model: NeoX, zero: Any) -> Iterator[Share]:
+def shares(model: nn.Module, zero: Any) -> Iterator[Share]:
     """What this process updates of each parameter; `zero` is DeepSpeed's optimizer, or None in stage 0."""
     for name, parameter in model.named_parameters():
         if zero is None:

@@ -85,11 +85,11 @@ def test_a_step_is_dealt_out_in_order(count: int, size: int, sizes: list[int], t
     indices = [20, 3, 11, 0, 7, 5][:count]
     batches = list(micro_batches(split, indices, size))
     assert [len(batch.doc_ids) // 3 for batch in batches] == sizes
-    wanted = [int(doc_id) for index in indices for doc_id in split[index].doc_ids_D]
+    wanted = [int(doc_id) for index in indices for doc_id in split[index].doc_ids_N]
     assert [doc_id for batch in batches for doc_id in batch.doc_ids] == wanted
 
 
 def test_targets_of_a_build_are_as_many_as_its_packs_say(tiny_shards: Path) -> None:
     split = Shards.open(tiny_shards).split("train")
     batch = join([split[index] for index in range(len(split))])
-    assert batch.num_supervised == int(split.num_supervised_N.sum()) > 0
+    assert batch.num_supervised == int(split.num_supervised_P.sum()) > 0

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft.config.model import InitConfig
+from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 
 # Frozen: a change here would reorder every run that is resumed with a newer version.
@@ -130,3 +132,8 @@ def test_an_order_is_as_good_as_random(seed: int) -> None:
     first = np.argsort(epoch(10_000, seed, 0))
     for other in (epoch(10_000, seed, 1), epoch(10_000, (seed + 1) % 2**64, 0), range(10_000)):
         assert abs(np.corrcoef(first, np.argsort(other))[0, 1]) < 0.05
+
+
+def test_the_settings_of_a_run_name_its_order() -> None:
+    config = TrainConfig("shards", InitConfig("scratch"), "out", batch_packs=5, epochs=2.5, seed=7, max_steps=3)
+    assert Order.of(config, range(11)) == Order(num_packs=11, batch_packs=5, epochs=2.5, seed=7, max_steps=3)

@@ -15,6 +15,7 @@ from sft.data.build.build import build
 from sft.data.shards import Shards
 from sft.errors import ConfigError
 from sft.storage.atomic import staging_path
+from sft.storage.manifest import MANIFEST
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -69,11 +70,11 @@ def test_a_build_holds_what_its_contract_names(raw: Any) -> None:
     shards = built(raw, "packs_per_shard=10")
     names = set(content(shards.folder))
     fixed = {"documents.arrow", "quarantine.jsonl", "manifest.json", "README.md", "report.html", "tokenizer.json"}
-    packed = {shard["file"] for split in shards.manifest["splits"].values() for shard in split["shards"]}
+    packed = {shard.file for split in shards.manifest.splits.values() for shard in split.shards}
     assert names == fixed | packed
     assert len(packed) >= 3
-    assert set(shards.manifest["splits"]) == {"train", "valid"}
-    assert shards.manifest["schema_version"] == 4
+    assert set(shards.manifest.splits) == {"train", "valid"}
+    assert json.loads((shards.folder / MANIFEST).read_text())["schema_version"] == 4
 
 
 def test_nothing_but_the_build_and_its_lock_is_left(raw: Any) -> None:
@@ -86,19 +87,19 @@ def test_every_row_is_a_document_or_in_quarantine(raw: Any) -> None:
     shards = built(raw)
     table = shards.documents
     for name, number_of_rows in (("alpha", 25), ("zeta", 60)):
-        facts = shards.manifest["sources"][name]
+        facts = shards.manifest.sources[name]
         mine = table.source == table.sources.index(name)
         kept = set(table.row[mine].tolist())
         dropped = {line["row"] for line in shards.quarantine() if line["source"] == name}
         assert kept | dropped == set(range(number_of_rows))
         assert not kept & dropped
-        assert (facts["rows_read"], facts["rows_kept"], facts["rows_dropped"]) == (
+        assert (facts.rows_read, facts.rows_kept, facts.rows_dropped) == (
             number_of_rows,
             len(kept),
             len(dropped),
         )
-        assert facts["reasons"] == {"no_exchange": len(dropped)}
-        assert facts["tokens"] == int(table.num_tokens[mine].sum())
+        assert facts.reasons == {"no_exchange": len(dropped)}
+        assert facts.tokens == int(table.num_tokens[mine].sum())
 
 
 def test_every_document_is_in_one_pack_of_its_split(raw: Any) -> None:
@@ -106,13 +107,13 @@ def test_every_document_is_in_one_pack_of_its_split(raw: Any) -> None:
     table = shards.documents
     for name, held_out in (("train", False), ("valid", True)):
         split = shards.split(name)
-        found = sorted(int(doc_id) for index in range(len(split)) for doc_id in split[index].doc_ids_D)
+        found = sorted(int(doc_id) for index in range(len(split)) for doc_id in split[index].doc_ids_N)
         assert found == np.flatnonzero(table.held_out == held_out).tolist()
-        facts = shards.manifest["splits"][name]
-        assert facts["documents"] == len(found)
-        assert facts["tokens"] == int(table.num_tokens[table.held_out == held_out].sum())
-        assert facts["supervised_tokens"] == int(split.num_supervised_N.sum())
-        assert facts["density"] == round(facts["tokens"] / (facts["packs"] * 64), 6)
+        facts = shards.manifest.splits[name]
+        assert facts.documents == len(found)
+        assert facts.tokens == int(table.num_tokens[table.held_out == held_out].sum())
+        assert facts.supervised_tokens == int(split.num_supervised_P.sum())
+        assert facts.density == round(facts.tokens / (facts.packs * 64), 6)
 
 
 def test_a_token_leads_back_to_its_row(raw: Any, tokenizer: Any) -> None:
@@ -159,10 +160,10 @@ def test_a_conversation_told_twice_is_built_once_and_names_its_twin(write_mixtur
         assert found["twin"] == twin
         assert found["detail"] == f"same turns as one: one.jsonl, row {row}"
     assert lines["one", 9]["twin"] is None
-    facts = {name: shards.manifest["sources"][name] for name in ("one", "two")}
-    assert facts["one"]["reasons"] == {"duplicate": 1, "no_exchange": 1}
-    assert facts["two"]["reasons"] == {"duplicate": 3}
-    assert [(item["rows_read"], item["rows_kept"], item["rows_dropped"]) for item in facts.values()] == [
+    facts = {name: shards.manifest.sources[name] for name in ("one", "two")}
+    assert facts["one"].reasons == {"duplicate": 1, "no_exchange": 1}
+    assert facts["two"].reasons == {"duplicate": 3}
+    assert [(item.rows_read, item.rows_kept, item.rows_dropped) for item in facts.values()] == [
         (10, 8, 2),
         (4, 1, 3),
     ]
@@ -189,7 +190,7 @@ def test_only_so_many_rows_are_read_as_asked_for(raw: Any) -> None:
         facts = built(
             raw, pattern, f"sources.zeta.max_rows={max_rows}", f"out={raw.mixture.parent}/{max_rows}"
         ).manifest
-        assert facts["sources"]["zeta"]["rows_read"] == min(max_rows, 65)
+        assert facts.sources["zeta"].rows_read == min(max_rows, 65)
 
 
 # ------------------------------------------------------------------------------------------------ exactly so

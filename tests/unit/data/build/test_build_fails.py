@@ -136,7 +136,7 @@ def test_a_weight_that_leaves_nothing_to_train_on_is_refused(raw: Any) -> None:
 def test_a_recipe_that_changes_during_the_build_is_not_recorded_as_the_one_that_ran(
     raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = built(raw).manifest["sources"]["zeta"]["recipe"]
+    wanted = built(raw).manifest.sources["zeta"].recipe
     original = build_module.run_chunks
 
     def edit_meanwhile(*arguments: Any) -> Any:
@@ -146,7 +146,7 @@ def test_a_recipe_that_changes_during_the_build_is_not_recorded_as_the_one_that_
 
     monkeypatch.setattr(build_module, "run_chunks", edit_meanwhile)
     try:
-        found = built(raw, f"out={raw.mixture.parent / 'edited'}").manifest["sources"]["zeta"]["recipe"]
+        found = built(raw, f"out={raw.mixture.parent / 'edited'}").manifest.sources["zeta"].recipe
     except SftError:
         return
     assert found == wanted

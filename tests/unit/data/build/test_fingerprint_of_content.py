@@ -54,8 +54,8 @@ def test_words_about_a_build_stop_nobody_who_reads_it_and_verify_tells(
 ) -> None:
     change(shards.folder)
     opened = Shards.open(shards.folder)
-    assert opened.manifest["content_digest"] == shards.manifest["content_digest"]
-    assert sum(len(pack.doc_ids_D) for pack in opened.split("train")) == 19
+    assert opened.manifest.content_digest == shards.manifest.content_digest
+    assert sum(len(pack.doc_ids_N) for pack in opened.split("train")) == 19
     with pytest.raises(DataError, match=r"report\.html|README\.md|notes\.txt"):
         verify(shards.folder)
 
@@ -68,8 +68,8 @@ def test_another_report_and_card_make_no_other_data_set(
     monkeypatch.setattr("sft.data.build.writer.data_card", lambda *_: "another card")
     monkeypatch.setattr("sft.data.build.writer.page", lambda *_: "another report")
     again = build(raw.config(f"out={first.folder}-again"), raw.recipes)
-    assert again.manifest["content_digest"] == first.manifest["content_digest"]
-    assert again.manifest["files"] != first.manifest["files"]
+    assert again.manifest.content_digest == first.manifest.content_digest
+    assert again.manifest.files != first.manifest.files
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_the_code_of_a_viewer_decides_no_bytes(name: str, package: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["chat/encode.py", "data/filters/mojibake.py", "data/build/packing.py", "data/build/chunk.py"]
+    "name", ["hashing.py", "chat/encode.py", "data/filters/mojibake.py", "data/build/packing.py", "data/build/chunk.py"]
 )
 def test_the_code_that_makes_the_bytes_counts_but_its_comments_do_not(name: str, package: Path) -> None:
     before, path = code_digest(package), package / name

@@ -189,7 +189,7 @@ def test_where_the_system_does_not_tell_the_cores_are_counted(monkeypatch: pytes
     monkeypatch.delattr(pool.os, "sched_getaffinity", raising=False)
     for counted, expected in ((6, 6), (None, 1)):
         monkeypatch.setattr(pool.os, "cpu_count", lambda counted=counted: counted)
-        assert pool._num_cores() == expected
+        assert pool.num_cores() == expected
 
 
 @pytest.mark.parametrize(("workers", "cores"), [(1, 8), (0, 1)])

@@ -104,7 +104,7 @@ def test_a_source_that_keeps_its_duplicates_keeps_all(write_mixture: Callable[..
     keeping = built(raw, "sources.beta.duplicates=keep", f"out={raw.mixture.parent / 'keeping'}")
     assert dropped(keeping) == {}
     assert kept(keeping).count(("beta", 0)) == kept(keeping).count(("beta", 1)) == 1
-    assert keeping.manifest["sources"]["beta"]["distinct_conversations"] == 4
+    assert keeping.manifest.sources["beta"].distinct_conversations == 4
     dropping = built(raw, "sources.alpha.duplicates=keep", f"out={raw.mixture.parent / 'dropping'}")
     assert dropped(dropping) == {("beta", 0): ("alpha", 3), ("beta", 1): ("alpha", 3)}
 
@@ -136,9 +136,9 @@ def test_a_twin_is_written_into_the_quarantine(write_mixture: Callable[..., Any]
 
 def test_repeated_conversations_are_counted_as_dropped_rows(write_mixture: Callable[..., Any]) -> None:
     raw = write_mixture(alpha=[SAME, *others("alpha")], beta=[["no answer"], SAME, SAME, *others("beta")])
-    facts = built(raw).manifest["sources"]["beta"]
-    assert (facts["rows_read"], facts["rows_kept"], facts["rows_dropped"]) == (6, 3, 3)
-    assert facts["reasons"] == {"duplicate": 2, "no_exchange": 1}
+    facts = built(raw).manifest.sources["beta"]
+    assert (facts.rows_read, facts.rows_kept, facts.rows_dropped) == (6, 3, 3)
+    assert facts.reasons == {"duplicate": 2, "no_exchange": 1}
 
 
 def test_a_conversation_in_pieces_is_dropped_with_all_of_them(write_mixture: Callable[..., Any]) -> None:
@@ -213,7 +213,7 @@ def test_planted_edits_are_found_exactly_down_to_the_threshold(
     found = {line["row"]: (line["twin"]["row"], line["twin"]["similarity"]) for line in shards.quarantine()}
     assert found == wanted
     assert 0 < len(wanted) < len(EDITS)
-    assert shards.manifest["sources"]["alpha"]["reasons"] == {"near_duplicate": len(wanted)}
+    assert shards.manifest.sources["alpha"].reasons == {"near_duplicate": len(wanted)}
 
 
 def test_a_near_duplicate_is_recorded_with_its_twin(write_mixture: Callable[..., Any]) -> None:

@@ -49,7 +49,7 @@ def packed(shards: Shards, split: str) -> Counter[Row]:
     return Counter(
         (table.sources[table.source[number]], int(table.row[number]))
         for index in range(len(packs))
-        for number in packs[index].doc_ids_D.tolist()
+        for number in packs[index].doc_ids_N.tolist()
     )
 
 
@@ -67,8 +67,8 @@ def test_a_weight_takes_about_this_share_and_all_of_what_a_smaller_one_takes(wei
     assert abs(len(of("alpha", taken)) - weight * NUM_ROWS) < 3 * (weight * NUM_ROWS) ** 0.5
     assert of("alpha", fewer) < of("alpha", taken)
     assert set(taken.values()) == {1}
-    facts = shards.manifest["sources"]["alpha"]
-    assert (facts["rows_kept"], facts["rows_skipped"]) == (len(of("alpha", taken)), NUM_ROWS - len(of("alpha", taken)))
+    facts = shards.manifest.sources["alpha"]
+    assert (facts.rows_kept, facts.rows_skipped) == (len(of("alpha", taken)), NUM_ROWS - len(of("alpha", taken)))
     assert len(of("beta", taken)) == NUM_ROWS
 
 
@@ -81,9 +81,9 @@ def test_a_number_of_conversations_is_exact(count: int, raw: Any) -> None:
     everything = packed(built(raw), "train")
     assert of("alpha", train) <= of("alpha", everything)
     assert of("beta", train) == of("beta", everything)
-    facts = shards.manifest["sources"]["alpha"]
-    assert facts["rows_skipped"] == len(of("alpha", everything)) - count
-    assert facts["rows_read"] == facts["rows_kept"] + facts["rows_skipped"] == NUM_ROWS
+    facts = shards.manifest.sources["alpha"]
+    assert facts.rows_skipped == len(of("alpha", everything)) - count
+    assert facts.rows_read == facts.rows_kept + facts.rows_skipped == NUM_ROWS
 
 
 def test_a_number_that_is_not_there_is_refused(raw: Any) -> None:
@@ -114,13 +114,13 @@ def test_epochs_pack_each_conversation_so_often(epochs: float, times: set[int], 
     assert abs(once_more - (epochs % 1) * len(mine)) < 3 * len(mine) ** 0.5 / 2
     assert {count for row, count in train.items() if row[0] == "beta"} == {1}
     assert set(packed(shards, "valid").values()) == {1}
-    assert shards.manifest["splits"]["train"]["documents"] == train.total()
+    assert shards.manifest.splits["train"].documents == train.total()
 
 
 def test_equal_builds_repeat_the_same_conversations(raw: Any) -> None:
     one, two = (built(raw, "sources.alpha.epochs=2.5", "sources.alpha.weight=0.8") for _ in range(2))
     assert packed(one, "train") == packed(two, "train")
-    assert one.manifest["files"] == two.manifest["files"]
+    assert one.manifest.files == two.manifest.files
 
 
 def test_number_and_epochs_together_repeat_the_chosen_ones(raw: Any) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from sft.data.build import build as build_module
 from sft.data.build.build import build
+from sft.data.manifest import EvaluationFile
 from sft.data.shards import Shards
 from sft.errors import ConfigError, DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 QUESTION = "A ferry leaves the northern harbour every forty minutes; how many crossings does it make before noon?"
 SHARED = " ".join(QUESTION.split()[2:15])
@@ -70,8 +71,8 @@ def test_conversations_that_share_text_are_dropped_and_no_others(raw: Any, quiz:
         assert line["reason"] == "contaminated"
         assert line["detail"] == f'13 words in common with quiz{suffix}, row 1: "{SHARED.replace(";", "")}"'
     for name in ROWS:
-        facts = shards.manifest["sources"][name]
-        assert (facts["rows_kept"], facts["reasons"]) == (19, {"contaminated": 1})
+        facts = shards.manifest.sources[name]
+        assert (facts.rows_kept, facts.reasons) == (19, {"contaminated": 1})
 
 
 def test_without_evaluation_files_all_stay(raw: Any) -> None:
@@ -93,7 +94,7 @@ def test_how_many_words_count_is_a_setting(raw: Any, quiz: Path) -> None:
 
 def test_the_manifest_names_the_evaluation_file_and_its_content_but_not_its_place(raw: Any, quiz: Path) -> None:
     shards = built(raw, quiz)
-    assert shards.manifest["evaluation_files"] == [{"name": "quiz.jsonl", "sha256": file_sha256(quiz)}]
+    assert shards.manifest.evaluation_files == (EvaluationFile("quiz.jsonl", file_sha256(quiz)),)
     assert str(quiz.parent).encode() not in b"".join(content(shards.folder).values())
 
 

@@ -22,7 +22,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def source(**changes: Any) -> SourceConfig:
-    texts = dict.fromkeys(("title", "hub_id", "licence", "citation", "system"), "x")
+    texts = dict.fromkeys(("title", "hub_id", "license", "citation", "system"), "x")
     return SourceConfig(files=("x",), **texts, **changes)
 
 

@@ -93,9 +93,9 @@ def test_names_cannot_command_the_terminal(make: Make, tmp_path: Path) -> None:
     folders = []
     for number, shards in enumerate((make(ROWS), make(ROWS, "supervise=all"))):
         folder = shards.folder.rename(tmp_path / f"\x1b[2J{number}")
-        facts = dict(shards.manifest) | {"name": "\x1b]0;owned\x07", "sources": dict(shards.manifest["sources"])}
-        facts["sources"]["talks"] |= {"reasons": {"[red]\x9b31m": number}}
-        write_manifest(folder, KIND, SCHEMA_VERSION, facts)
+        talks = replace(shards.manifest.sources["talks"], reasons={"[red]\x9b31m": number})
+        owned = replace(shards.manifest, name="\x1b]0;owned\x07", sources={"talks": talks})
+        write_manifest(folder, KIND, SCHEMA_VERSION, owned.to_json())
         folders.append(Shards.open(folder))
     text = shown(*folders)
     assert {character for character in text if not character.isprintable()} == {"\n"}

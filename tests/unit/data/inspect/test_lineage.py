@@ -1,6 +1,7 @@
 """Every token leads to its row, and every row to its packs or to the reason why it is in none."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build.build import build
 from sft.data.build.corpus import RowId
 from sft.data.inspect.lineage import parse_place, raw_row, row_fate, rows_of_packs, spans, token_origin
+from sft.data.manifest import RawFile
 from sft.data.shards import Shards
 from sft.errors import ConfigError
 
@@ -34,7 +36,7 @@ def test_the_spans_of_all_documents_are_the_packs(shards: Shards) -> None:
     found = spans(shards, np.arange(len(shards.documents)))
     expected = [
         (doc_id, name, number, place.start, place.stop)
-        for name in shards.manifest["splits"]
+        for name in shards.manifest.splits
         for number in range(len(shards.split(name)))
         for doc_id, place in shards.split(name)[number].documents()
     ]
@@ -50,8 +52,8 @@ def test_documents_not_asked_for_are_not_found(shards: Shards) -> None:
 def test_the_rows_of_packs_come_in_the_order_asked_for(shards: Shards) -> None:
     found = list(rows_of_packs(shards, "train", [2, 0]))
     assert [span.pack for span in found] == sorted((span.pack for span in found), reverse=True)
-    assert {span.doc_id for span in found} == {*map(int, shards.split("train")[0].doc_ids_D)} | {
-        *map(int, shards.split("train")[2].doc_ids_D)
+    assert {span.doc_id for span in found} == {*map(int, shards.split("train")[0].doc_ids_N)} | {
+        *map(int, shards.split("train")[2].doc_ids_N)
     }
 
 
@@ -79,7 +81,7 @@ def test_every_token_of_a_row_leads_back_to_its_turn(shards: Shards) -> None:
 
 def test_the_window_does_not_reach_into_another_document(shards: Shards) -> None:
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
-    pack = next(p for n in range(100) if len((p := shards.split("train")[n]).doc_ids_D) > 1)
+    pack = next(p for n in range(100) if len((p := shards.split("train")[n]).doc_ids_N) > 1)
     for _, place in pack.documents():
         assert token_origin(shards, tokenizer, pack, place.start).before == b""
         assert token_origin(shards, tokenizer, pack, place.stop - 1).after == b""
@@ -116,7 +118,8 @@ def test_a_row_has_a_short_and_a_long_name(text: str, shards: Shards) -> None:
 
 def test_the_end_of_a_path_names_a_file_if_no_other_ends_so(shards: Shards) -> None:
     names = ("a/rows.jsonl", "b/rows.jsonl", "b/more.jsonl")
-    shards.manifest["sources"]["talks"]["raw_files"] = [{"name": name} for name in names]
+    talks = replace(shards.manifest.sources["talks"], raw_files=tuple(RawFile(name, 0, "") for name in names))
+    shards.manifest = replace(shards.manifest, sources={"talks": talks})
     assert parse_place(shards, "talks:more.jsonl:1").file == "b/more.jsonl"
     assert parse_place(shards, "talks:a/rows.jsonl:1").file == "a/rows.jsonl"
     for text in ("talks:rows.jsonl:1", "talks:1"):

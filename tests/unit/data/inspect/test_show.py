@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,14 @@ def test_the_overview_tells_splits_sources_and_what_was_dropped(folder: Path, co
     manifest = Shards.open(folder).manifest
     for split in ("train", "valid"):
         assert split in shown
-        assert f"{manifest['splits'][split]['density']:.3%}" in shown
-    assert manifest["content_digest"][:12] in shown
+        assert f"{manifest.splits[split].density:.3%}" in shown
+    assert manifest.content_digest[:12] in shown
     assert "dropped from talks: no_exchange 1" in shown
-    facts = manifest["sources"]["talks"]
+    facts = manifest.sources["talks"]
     (row,) = (line for line in shown.splitlines() if line.startswith("│ talks"))
     cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells[1:5] == [str(facts[name]) for name in ("rows_read", "rows_kept", "documents", "tokens")]
-    assert cells[5] == f"{facts['supervised_tokens'] / facts['tokens']:.1%}"
+    assert cells[1:5] == [str(n) for n in (facts.rows_read, facts.rows_kept, facts.documents, facts.tokens)]
+    assert cells[5] == f"{facts.supervised_tokens / facts.tokens:.1%}"
 
 
 LOOKS: dict[str, Callable[[Path, Console], object]] = {
@@ -89,9 +90,9 @@ def test_packs_are_not_shown_from_a_changed_shard(name: str, folder: Path, conso
 
 
 def test_names_cannot_command_the_terminal(folder: Path, console: Console) -> None:
-    facts = Shards.open(folder).manifest
-    facts |= {"name": "\x1b]0;owned\x07", "sources": {"[red]\x9b31m": facts["sources"]["talks"]}}
-    write_manifest(folder, KIND, SCHEMA_VERSION, facts)
+    manifest = Shards.open(folder).manifest
+    owned = replace(manifest, name="\x1b]0;owned\x07", sources={"[red]\x9b31m": manifest.sources["talks"]})
+    write_manifest(folder, KIND, SCHEMA_VERSION, owned.to_json())
     overview(folder, console)
     assert {c for c in text(console) if not c.isprintable()} == {"\n"}
     assert "\\u001b]0;owned" in text(console)
@@ -107,7 +108,7 @@ def test_a_pack_is_shown_as_it_is_read_with_its_lineage(folder: Path, console: C
         assert f"<|SYSTEM|>Answer shortly.<|USER|>{question}<|ASSISTANT|>{answer}<|endoftext|>" in shown
     assert "talks: talks.jsonl, row 0" in shown
     first = split[0]
-    counts = f"{len(first.doc_ids_D)} documents, {first.num_tokens} of 64 tokens, {first.num_supervised} with loss"
+    counts = f"{len(first.doc_ids_N)} documents, {first.num_tokens} of 64 tokens, {first.num_supervised} with loss"
     assert f"train pack 0: {counts}" in shown
 
 
@@ -131,7 +132,7 @@ def test_every_token_is_traced_to_its_row(folder: Path, console: Console) -> Non
             assert f"token {token}: " in shown
             assert f"talks: talks.jsonl, row {shards.documents.row[doc_id]} (document {doc_id})\n" in shown
             assert f"digest  {int(shards.documents.digest[doc_id]):016x} of" in shown
-            assert f"sha256 {shards.manifest['sources']['talks']['raw_files'][0]['sha256']}" in shown
+            assert f"sha256 {shards.manifest.sources['talks'].raw_files[0].sha256}" in shown
             assert ("with loss" in shown) is (token == place.stop - 1)
 
 

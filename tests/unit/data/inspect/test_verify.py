@@ -12,6 +12,7 @@ from sft.chat.tokenizer import ChatTokenizer
 from sft.data.build.build import build
 from sft.data.documents import DOCUMENTS, DocumentTable, write_documents
 from sft.data.inspect.verify import verify
+from sft.data.manifest import BuildManifest
 from sft.data.shards import KIND, SCHEMA_VERSION, Pack, Shards, is_content, write_shard
 from sft.errors import DataError
 from sft.storage.manifest import write_manifest
@@ -66,16 +67,20 @@ def forge(folder: Path, change: Callable[[list[Pack], ChatTokenizer], object]) -
     ]
     change(packs, ChatTokenizer.load(shards.tokenizer_path))
     manifest = shards.manifest
-    (shard,) = manifest["splits"]["train"]["shards"]
-    (folder / shard["file"]).unlink()
-    write_shard(folder / shard["file"], laid(packs))
+    (shard,) = manifest.splits["train"].shards
+    (folder / shard.file).unlink()
+    write_shard(folder / shard.file, laid(packs))
     rehash(folder, manifest)
 
 
-def rehash(folder: Path, manifest: dict[str, Any]) -> None:
-    computed = ("kind", "schema_version", "content_digest", "files")
-    facts = {name: value for name, value in manifest.items() if name not in computed}
-    write_manifest(folder, KIND, SCHEMA_VERSION, facts, is_content)
+def rehash(folder: Path, manifest: BuildManifest) -> None:
+    write_manifest(folder, KIND, SCHEMA_VERSION, manifest.to_json(), is_content)
+
+
+def retold(manifest: BuildManifest, group: str, part: str, **facts: Any) -> BuildManifest:
+    """The manifest with other facts about one of its sources or splits."""
+    parts = getattr(manifest, group)
+    return replace(manifest, **{group: {**parts, part: replace(parts[part], **facts)}})
 
 
 def flip_mask(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -94,7 +99,7 @@ def put_tag_into_text(packs: list[Pack], tokenizer: ChatTokenizer) -> None:
 
 
 def remove_end(packs: list[Pack], _: ChatTokenizer) -> None:
-    packs[0].input_ids_T[int(packs[0].doc_lengths_D[0]) - 1] = 40
+    packs[0].input_ids_T[int(packs[0].doc_lengths_N[0]) - 1] = 40
 
 
 def learn_padding(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -108,11 +113,11 @@ def text_in_the_tail(packs: list[Pack], _: ChatTokenizer) -> None:
 
 
 def move_border(packs: list[Pack], _: ChatTokenizer) -> None:
-    number = next(n for n, pack in enumerate(packs) if len(pack.doc_lengths_D) > 1)
-    lengths = packs[number].doc_lengths_D.copy()
+    number = next(n for n, pack in enumerate(packs) if len(pack.doc_lengths_N) > 1)
+    lengths = packs[number].doc_lengths_N.copy()
     lengths[0] -= 1
     lengths[1] += 1
-    packs[number] = replace(packs[number], doc_lengths_D=lengths)
+    packs[number] = replace(packs[number], doc_lengths_N=lengths)
 
 
 def miscount(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -121,7 +126,7 @@ def miscount(packs: list[Pack], _: ChatTokenizer) -> None:
 
 
 def swap_documents(packs: list[Pack], _: ChatTokenizer) -> None:
-    packs[0] = replace(packs[0], doc_ids_D=packs[1].doc_ids_D[: len(packs[0].doc_ids_D)])
+    packs[0] = replace(packs[0], doc_ids_N=packs[1].doc_ids_N[: len(packs[0].doc_ids_N)])
 
 
 def repeat_a_pack(packs: list[Pack], _: ChatTokenizer) -> None:
@@ -129,7 +134,7 @@ def repeat_a_pack(packs: list[Pack], _: ChatTokenizer) -> None:
 
 
 def too_long(packs: list[Pack], _: ChatTokenizer) -> None:
-    packs[0] = replace(packs[0], doc_lengths_D=np.full(len(packs[0].doc_ids_D), 65, np.uint16))
+    packs[0] = replace(packs[0], doc_lengths_N=np.full(len(packs[0].doc_ids_N), 65, np.uint16))
 
 
 def change_word(packs: list[Pack], tokenizer: ChatTokenizer) -> None:
@@ -186,8 +191,8 @@ def test_two_documents_of_equal_counts_that_changed_places_are_named(make: Calla
     def swap(packs: list[Pack], _: ChatTokenizer) -> None:
         other = {here: there, there: here}
         for number, pack in enumerate(packs):
-            ids = np.array([other.get(doc_id, doc_id) for doc_id in pack.doc_ids_D.tolist()], np.uint32)
-            packs[number] = replace(pack, doc_ids_D=ids)
+            ids = np.array([other.get(doc_id, doc_id) for doc_id in pack.doc_ids_N.tolist()], np.uint32)
+            packs[number] = replace(pack, doc_ids_N=ids)
 
     forge(folder, swap)
     with pytest.raises(DataError, match="2 violations") as caught:
@@ -256,8 +261,8 @@ def test_a_wrong_count_in_the_manifest_is_refused(place: tuple[str, str, str], m
     folder = make()
     manifest = Shards.open(folder).manifest
     group, part, name = place
-    manifest[group][part][name] += 1
-    rehash(folder, manifest)
+    count = getattr(getattr(manifest, group)[part], name)
+    rehash(folder, retold(manifest, group, part, **{name: count + 1}))
     with pytest.raises(DataError, match=rf"{part}: {name} is .* in the manifest"):
         verify(folder)
 
@@ -265,9 +270,8 @@ def test_a_wrong_count_in_the_manifest_is_refused(place: tuple[str, str, str], m
 def test_a_wrong_count_of_reasons_in_the_manifest_is_refused(make: Callable[..., Path]) -> None:
     folder = make()
     manifest = Shards.open(folder).manifest
-    assert manifest["sources"]["talks"]["reasons"] == {"too_long": 1}
-    manifest["sources"]["talks"]["reasons"] = {"too_long": 2}
-    rehash(folder, manifest)
+    assert manifest.sources["talks"].reasons == {"too_long": 1}
+    rehash(folder, retold(manifest, "sources", "talks", reasons={"too_long": 2}))
     with pytest.raises(DataError, match="talks: reasons is"):
         verify(folder)
 
@@ -275,8 +279,7 @@ def test_a_wrong_count_of_reasons_in_the_manifest_is_refused(make: Callable[...,
 def test_another_tokenizer_than_the_manifest_s_is_refused(make: Callable[..., Path]) -> None:
     folder = make()
     manifest = Shards.open(folder).manifest
-    manifest["tokenizer"]["sha256"] = "0" * 64
-    rehash(folder, manifest)
+    rehash(folder, replace(manifest, tokenizer=replace(manifest.tokenizer, sha256="0" * 64)))
     with pytest.raises(DataError, match=r"tokenizer\.json is not the tokenizer of the manifest"):
         verify(folder)
 
@@ -285,8 +288,8 @@ def test_a_document_twice_in_one_pack_is_refused(make: Callable[..., Path]) -> N
     folder = make()
     shards = Shards.open(folder)
     split = shards.split("valid")
-    document = split[0].doc_ids_D[0]
-    place = slice(0, int(split[0].doc_lengths_D[0]))
+    document = split[0].doc_ids_N[0]
+    place = slice(0, int(split[0].doc_lengths_N[0]))
     ids, mask = split[0].input_ids_T.copy(), split[0].loss_mask_T.copy()
     length = place.stop
     ids[length : 2 * length], mask[length : 2 * length] = ids[place], mask[place]
@@ -299,9 +302,7 @@ def test_a_document_twice_in_one_pack_is_refused(make: Callable[..., Path]) -> N
 
 def write_one_valid_pack(shards: Shards, pack: Pack) -> None:
     manifest = shards.manifest
-    facts = manifest["splits"]["valid"]
-    (shard,) = facts["shards"]
-    facts["supervised_tokens"] = pack.num_supervised
-    (shards.folder / shard["file"]).unlink()
-    write_shard(shards.folder / shard["file"], laid([pack]))
-    rehash(shards.folder, manifest)
+    (shard,) = manifest.splits["valid"].shards
+    (shards.folder / shard.file).unlink()
+    write_shard(shards.folder / shard.file, laid([pack]))
+    rehash(shards.folder, retold(manifest, "splits", "valid", supervised_tokens=pack.num_supervised))

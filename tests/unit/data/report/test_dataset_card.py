@@ -1,18 +1,20 @@
 """The data-set card tells what is in a build and who may use it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sft.data.build.build import build
+from sft.data.manifest import BuildManifest
 from sft.data.report.dataset_card import data_card
 from sft.data.shards import Shards
 
 
 @pytest.fixture
-def make(write_mixture: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+def make(write_mixture: Callable[..., Any]) -> Callable[..., BuildManifest]:
     """Builds two sources and gives the manifest."""
     rows = [[f"question {n}", f"answer {n}"] for n in range(1209)]
     raw = write_mixture(alpha=rows[:1200], beta=[*rows[1200:], ["only a question"]])
@@ -25,14 +27,14 @@ def table(card: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
 
 
-def test_the_published_card_is_the_one_of_its_manifest(make: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_the_published_card_is_the_one_of_its_manifest(make: Callable[..., BuildManifest], tmp_path: Path) -> None:
     manifest = make()
     folder = tmp_path / "shards"
     assert (folder / "README.md").read_text(encoding="utf-8") == data_card(Shards.open(folder).manifest)
-    assert manifest["name"] in data_card(manifest).splitlines()[0]
+    assert manifest.name in data_card(manifest).splitlines()[0]
 
 
-def test_the_card_s_numbers_are_the_manifest_s(make: Callable[..., dict[str, Any]]) -> None:
+def test_the_card_s_numbers_are_the_manifest_s(make: Callable[..., BuildManifest]) -> None:
     manifest = make()
     card = data_card(manifest)
     heads, rules, alpha, beta = table(card, "Sources")
@@ -42,12 +44,12 @@ def test_the_card_s_numbers_are_the_manifest_s(make: Callable[..., dict[str, Any
     assert beta[:4] == ["beta", "10", "9", "1"]
     assert table(card, "What was dropped")[2:] == [["beta", "no_exchange", "1"]]
     (_, _, train, valid) = table(card, "Splits")
-    assert train[2] == f"{manifest['splits']['train']['documents']:,}"
+    assert train[2] == f"{manifest.splits['train'].documents:,}"
     assert int(train[2].replace(",", "")) + int(valid[2]) == 1209
     assert all(len(row) == len(heads) for row in (alpha, beta))
 
 
-def test_a_build_that_dropped_nothing_says_so(make: Callable[..., dict[str, Any]]) -> None:
+def test_a_build_that_dropped_nothing_says_so(make: Callable[..., BuildManifest]) -> None:
     assert "## What was dropped\n\nNothing.\n" in data_card(make("sources.beta.enabled=false"))
 
 
@@ -58,7 +60,7 @@ def test_a_build_that_dropped_nothing_says_so(make: Callable[..., dict[str, Any]
         (["supervise=all", "end_token=false"], "loss on every token but a document's first; no document ends with"),
     ],
 )
-def test_the_card_tells_what_is_learnt(arguments: list[str], words: str, make: Callable[..., dict[str, Any]]) -> None:
+def test_the_card_tells_what_is_learnt(arguments: list[str], words: str, make: Callable[..., BuildManifest]) -> None:
     assert words in data_card(make(*arguments))
 
 
@@ -70,18 +72,20 @@ def test_the_card_tells_what_is_learnt(arguments: list[str], words: str, make: C
         (["sources.alpha.commercial=true", "sources.beta.commercial=true"], "- **Commercial use is allowed**: every"),
     ],
 )
-def test_one_source_decides_for_all(arguments: list[str], words: str, make: Callable[..., dict[str, Any]]) -> None:
+def test_one_source_decides_for_all(arguments: list[str], words: str, make: Callable[..., BuildManifest]) -> None:
     card = data_card(make(*arguments))
     assert words in card
     assert "- Turns: Someone, Turns, 2023\n" in card
 
 
-def test_each_licence_is_listed_with_what_it_asks_for(make: Callable[..., dict[str, Any]]) -> None:
+def test_each_license_is_listed_with_what_it_asks_for(make: Callable[..., BuildManifest]) -> None:
     manifest = make()
-    manifest["sources"]["alpha"] |= {"licence": "CC-BY-SA-4.0", "commercial": True}
-    manifest["sources"]["beta"] |= {"licence": "none stated"}
-    heads, _, alpha, beta = table(data_card(manifest), "Licences")
-    assert heads == ["source", "licence", "commercial use", "attribution", "share-alike", "note"]
+    changes = {"alpha": {"license": "CC-BY-SA-4.0", "commercial": True}, "beta": {"license": "none stated"}}
+    known = manifest.sources
+    sources = {name: replace(known[name], settings={**known[name].settings, **new}) for name, new in changes.items()}
+    manifest = replace(manifest, sources=sources)
+    heads, _, alpha, beta = table(data_card(manifest), "Licenses")
+    assert heads == ["source", "license", "commercial use", "attribution", "share-alike", "note"]
     assert alpha == ["alpha", "CC-BY-SA-4.0", "yes", "yes", "yes", ""]
     assert beta[1:5] == ["none stated", "no", "unknown", "unknown"]
     assert "- **Conflicting conditions**: " in data_card(manifest)

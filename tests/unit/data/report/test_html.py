@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,13 @@ def folder(write_mixture: Callable[..., Any]) -> Path:
 def html(folder: Path) -> str:
     """Its report, with hostile rows in quarantine."""
     shards = Shards.open(folder)
-    shards.manifest["sources"]["alpha"] |= {"reasons": {"empty_user": 4, "near_duplicate": 1}, "title": HOSTILE[0]}
-    shards.manifest["sources"]["beta"] |= {"changed": {"repair": 12, "personal_data": 3}}
-    shards.manifest["name"] = HOSTILE[1]
+    known = shards.manifest.sources
+    settings, reasons = {**known["alpha"].settings, "title": HOSTILE[0]}, {"empty_user": 4, "near_duplicate": 1}
+    changed = {
+        "alpha": replace(known["alpha"], settings=settings, reasons=reasons),
+        "beta": replace(known["beta"], changed={"repair": 12, "personal_data": 3}),
+    }
+    shards.manifest = replace(shards.manifest, name=HOSTILE[1], sources={**known, **changed})
     shards.quarantine = lambda: iter(QUARANTINE)  # type: ignore[method-assign]
     return page(shards, ChatTokenizer.load(shards.tokenizer_path))
 
@@ -124,16 +128,16 @@ def test_nothing_is_loaded_from_anywhere(seen: Parsed, html: str) -> None:
 
 def test_the_numbers_are_the_manifest_s(seen: Parsed, folder: Path) -> None:
     manifest = Shards.open(folder).manifest
-    for name, facts in manifest["sources"].items():
+    for name, facts in manifest.sources.items():
         start = seen.cells.index(name)
         keys = ("rows_read", "rows_kept", "rows_dropped", "rows_skipped", "documents", "held_out_documents", "tokens")
-        assert seen.cells[start + 1 : start + 8] == [f"{facts[key]:,}" for key in keys]
-        assert seen.cells[start + 8] == f"{facts['supervised_tokens'] / facts['tokens']:.1%}"
-    for facts in manifest["splits"].values():
-        start = seen.cells.index(f"{facts['density']:.3%}") - 4
-        assert seen.cells[start : start + 3] == [f"{facts[key]:,}" for key in ("packs", "documents", "tokens")]
+        assert seen.cells[start + 1 : start + 8] == [f"{getattr(facts, key):,}" for key in keys]
+        assert seen.cells[start + 8] == f"{facts.supervised_tokens / facts.tokens:.1%}"
+    for split in manifest.splits.values():
+        start = seen.cells.index(f"{split.density:.3%}") - 4
+        assert seen.cells[start : start + 3] == [f"{n:,}" for n in (split.packs, split.documents, split.tokens)]
     assert "inputs_digest" not in seen.cells
-    assert any(manifest["inputs_digest"] in text for _, text in seen.texts)
+    assert any(manifest.inputs_digest in text for _, text in seen.texts)
 
 
 def test_every_document_is_in_a_bar(seen: Parsed) -> None:
@@ -176,7 +180,7 @@ def test_the_browser_holds_the_texts_that_are_trained_on_with_their_lineage(html
         for pack in split["shown"]:
             packed = shards.split(name)[pack["index"]]
             assert pack["padding"] == 160 - packed.num_tokens
-            assert len(pack["documents"]) == len(packed.doc_ids_D)
+            assert len(pack["documents"]) == len(packed.doc_ids_N)
             for document in pack["documents"]:
                 question, answer = TALKS[data["sources"][document["source"]]][document["row"]]
                 kinds, texts = zip(*((run[0], run[1:].replace(BORDER, "")) for run in document["runs"]), strict=True)
@@ -222,10 +226,9 @@ def test_the_page_depends_on_the_build_alone(folder: Path, tmp_path: Path, monke
 
 def test_the_page_needs_nothing_that_is_known_only_after_it(folder: Path) -> None:
     shards = Shards.open(folder)
-    later = ("kind", "schema_version", "content_digest", "files")
     tokenizer = ChatTokenizer.load(shards.tokenizer_path)
-    facts = {key: shards.manifest[key] for key in shards.manifest if key not in later}
-    assert page(Shards(folder, facts), tokenizer) == page(shards, tokenizer)
+    early = replace(shards.manifest, content_digest="", files={})
+    assert page(Shards(folder, early), tokenizer) == page(shards, tokenizer)
 
 
 def test_the_page_stays_small_for_many_packs(write_mixture: Callable[..., Any]) -> None:

@@ -1,5 +1,6 @@
 """Packs are chosen so that every source is seen, and spelled out token by token."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,6 +11,7 @@ import pytest
 from sft.chat.tokenizer import ChatTokenizer
 from sft.data.report.pack_browser import BORDER, Contents, PackTexts, choose, visible
 from sft.data.shards import Pack, Shards, Split
+from tests.support.manifests import split_facts
 
 
 def contents(num_packs: int, per_pack: int) -> Contents:
@@ -41,14 +43,14 @@ def test_contents_are_those_of_the_packs_and_no_pack_is_made(
     packs = [split[index] for index in range(len(split))]
     monkeypatch.delattr(Split, "__getitem__")
     found = Contents.of(split)
-    assert found.doc_ids_D.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_D]
-    assert found.num_documents_N.tolist() == [len(pack.doc_ids_D) for pack in packs]
-    assert found.num_tokens_N.tolist() == [pack.num_tokens for pack in packs]
+    assert found.doc_ids_N.tolist() == [doc_id for pack in packs for doc_id in pack.doc_ids_N]
+    assert found.num_documents_P.tolist() == [len(pack.doc_ids_N) for pack in packs]
+    assert found.num_tokens_P.tolist() == [pack.num_tokens for pack in packs]
 
 
 def test_a_split_without_packs_has_no_contents(tmp_path: Path) -> None:
-    found = Contents.of(Split(tmp_path, "valid", {"packs": 0, "shards": []}))
-    assert [len(column) for column in (found.doc_ids_D, found.num_documents_N, found.num_tokens_N)] == [0, 0, 0]
+    found = Contents.of(Split(tmp_path, "valid", replace(split_facts("none", []), shards=())))
+    assert [len(column) for column in (found.doc_ids_N, found.num_documents_P, found.num_tokens_P)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from sft.data.sources.files import SourceFile, identify
 from sft.data.sources.lockfile import LOCK, Lock, LockedFile, LockedSource, read_lock, require_locked, write_lock
 from sft.errors import DataError
-from sft.storage.manifest import file_sha256
+from sft.hashing import file_sha256
 
 CONTENT = {"talks/a.jsonl": b"a\n", "talks/data/b.jsonl": b"bb\n", "other/c.jsonl": b"ccc\n"}
 
@@ -64,6 +64,14 @@ def test_the_bytes_depend_on_the_content_only(raw: Path) -> None:
     assert b"Gr\xc3\xb6\xc3\x9fer" in before
 
 
+def test_a_lock_of_before_the_license_had_its_name_is_still_read(raw: Path) -> None:
+    before = (raw / LOCK).read_bytes()
+    (raw / LOCK).write_bytes(before.replace(b'"license"', b'"licence"'))
+    assert read_lock(raw) == lock_of(raw)
+    write_lock(raw, read_lock(raw))
+    assert (raw / LOCK).read_bytes() == before
+
+
 def change(**changes: Any) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["sources"]["talks"].update(changes)
 
@@ -79,7 +87,7 @@ DAMAGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("no sources", lambda content: content.pop("sources"), "not a lock of sources: 'sources'"),
     ("sources as a list", lambda content: content.update(sources=[]), "not a lock of sources"),
     ("unknown key", change(mirror="x"), "'mirror'"),
-    ("missing key", lambda content: content["sources"]["talks"].pop("licence"), "expected .*'licence'"),
+    ("missing key", lambda content: content["sources"]["talks"].pop("license"), "expected .*'license'"),
     ("branch as commit", change(commit="main"), "commit is 'main', expected 40 hex digits"),
     ("commit no text", change(commit=None), "not a lock of sources"),
     ("hub_id no text", change(hub_id=3), "talks.hub_id is 3"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sft.bundle import RECIPES
 from sft.chat.conversation import Conversation
 from sft.data.sources.recipe import load_converter, load_mixture, recipe_digests, recipes_dir
 from sft.errors import ConfigError
@@ -75,7 +76,7 @@ def test_a_source_that_is_something_else_is_refused(value: Any, raw: Any) -> Non
         ({"alpha": {}}, ["sources.betta.weight=1"], "no recipe for source 'betta'; did you mean beta?"),
         ({"zzz": {}}, [], "no recipe for source 'zzz'; known: alpha, beta"),
         ({"alpha": {"wieght": 1}}, [], "sources.alpha.wieght: unknown key in .*did you mean sources.alpha.weight?"),
-        ({"alpha": {"weight": 2}}, [], "sources.alpha.weight=2.0: expected a share"),
+        ({"alpha": {"weight": 2}}, [], "sources.alpha.weight=2.0: expected above 0 and up to 1"),
         ({"alpha": {"enabled": False}}, [], "every source is switched off"),
         ({}, [], "expected sources: by name"),
         (None, [], "expected sources: by name"),
@@ -97,13 +98,19 @@ def test_sources_given_as_a_text_are_refused(raw: Any) -> None:
 
 def test_a_recipe_s_own_mistakes_are_named_with_its_file(raw: Any) -> None:
     path = raw.recipes / "alpha" / "recipe.yaml"
-    rewrite(path, licence=..., sytem="S", files=[1])
+    rewrite(path, license=..., sytem="S", files=[1])
     with pytest.raises(ConfigError) as caught:
         raw.config()
     message = str(caught.value)
     assert f"sources.alpha.sytem: unknown key in {path}; did you mean sources.alpha.system?" in message
-    assert "sources.alpha.licence: missing" in message
+    assert "sources.alpha.license: missing" in message
     assert f"sources.alpha.files=[1] in {path}" in message
+
+
+def test_the_former_name_of_a_setting_is_answered_with_its_name_now(raw: Any) -> None:
+    rewrite(raw.recipes / "alpha" / "recipe.yaml", license=..., licence="MIT")
+    with pytest.raises(ConfigError, match=r"sources\.alpha\.licence: .*it is called sources\.alpha\.license now"):
+        raw.config()
 
 
 def test_recipes_stand_beside_the_folder_of_the_mixture(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,3 +176,12 @@ def test_a_recipe_is_identified_by_the_files_that_decide_its_rows(raw: Any) -> N
     after = recipe_digests(folder)
     assert after["recipe.yaml"] == before["recipe.yaml"]
     assert after["convert.py"] != before["convert.py"]
+
+
+def test_a_mixture_with_no_recipes_beside_it_takes_those_that_came_with_sft(raw: Any, tmp_path: Path) -> None:
+    own = tmp_path / "elsewhere" / "mixtures" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("sources: {dolly: {}}")
+    assert recipes_dir(own) == RECIPES
+    assert load_mixture(own, raw.settings).config.sources["dolly"].title
+    assert recipes_dir(raw.mixture) == raw.recipes

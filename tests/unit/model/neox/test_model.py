@@ -3,12 +3,13 @@ import torch
 
 from sft.config.model import ModelConfig
 from sft.model.attention import Documents
-from sft.model.neox.model import build, initialise, rotary_table
+from sft.model.neox.model import rotary_table
+from sft.model.registry import build
 
 
 def fresh(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
     model = build(config, "cpu")
-    initialise(model, torch.Generator().manual_seed(seed))
+    model.initialise(torch.Generator().manual_seed(seed))
     return model.state_dict()
 
 
@@ -40,7 +41,7 @@ def test_fresh_biases_are_0_norms_1_and_weights_have_the_wanted_spread() -> None
 
 def test_a_fresh_model_predicts_all_tokens_about_equally(config: ModelConfig) -> None:
     model = build(config, "cpu")
-    initialise(model, torch.Generator().manual_seed(0))
+    model.initialise(torch.Generator().manual_seed(0))
     ids_T = torch.arange(50)
     logits_TV = model.logits(model(ids_T, Documents.of([50])))
     loss = torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:])

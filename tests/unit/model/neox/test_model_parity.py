@@ -11,8 +11,8 @@ from sft.model.attention import Documents
 from sft.model.kv_cache import KVCache
 from sft.model.loss import supervised_loss_sum
 from sft.model.neox import model as neox
+from sft.model.neox.hf_config import HEAD, NEWER_HEAD
 from sft.model.neox.model import NeoX
-from sft.model.stored_weights import HEAD, NEWER_HEAD
 
 LENGTHS = (1, 17, 40, 2)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

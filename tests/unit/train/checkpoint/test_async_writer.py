@@ -13,7 +13,7 @@ from sft.config.model import ModelConfig
 from sft.errors import StorageError
 from sft.model.neox.model import NeoX
 from sft.train.checkpoint import async_writer
-from sft.train.checkpoint.async_writer import BUSY, IDLE, WRITTEN, Saver
+from sft.train.checkpoint.async_writer import BUSY, IDLE, WRITTEN, AsyncWriter
 from sft.train.checkpoint.store import checkpoint_path, damage, published
 from sft.train.distributed.ranks import SINGLE, RankGroup
 from sft.train.engine.base import TensorSlice
@@ -39,7 +39,7 @@ def write_rest(folder: Path) -> list[Path]:
 def test_a_checkpoint_holds_the_weights_of_the_moment_that_it_was_begun(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    saver = Saver(tmp_path, SINGLE, SHAPE)
+    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
     assert saver.status == IDLE
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.before_update()
@@ -65,7 +65,7 @@ def test_an_update_waits_for_the_copy_but_not_for_the_disk(
         return original(*arguments)
 
     monkeypatch.setattr(async_writer, "write_slices", slow)
-    saver = Saver(tmp_path, SINGLE, SHAPE)
+    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.before_update()
     assert saver.status == BUSY
@@ -83,7 +83,7 @@ def test_a_failed_write_names_the_checkpoint_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(async_writer, "write_slices", refuse)
-    saver = Saver(tmp_path, SINGLE, SHAPE)
+    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.before_update()  # does not hang
     saver.wait()
@@ -101,7 +101,7 @@ def test_a_writer_that_dies_of_anything_publishes_nothing(
         raise MemoryError
 
     monkeypatch.setattr(async_writer, "write_slices", die)
-    saver = Saver(tmp_path, SINGLE, SHAPE)
+    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
     saver.begin(7, 0, pieces_of(weights), write_rest)
     saver.wait()
     with pytest.raises(StorageError, match="its writer ended early"):
@@ -117,7 +117,7 @@ def save_in_parts(ranks: RankGroup, checkpoints: str, failing: int | None) -> An
         async_writer.write_slices = refuse
     parameter = torch.arange(10.0)
     mine = TensorSlice("weight", "w", 5 * ranks.rank, parameter[5 * ranks.rank :][:5], is_whole=False)
-    saver = Saver(Path(checkpoints), ranks, SHAPE)
+    saver = AsyncWriter(Path(checkpoints), ranks, SHAPE)
     saver.begin(3, 0, [mine], write_rest)
     saver.wait()
     try:

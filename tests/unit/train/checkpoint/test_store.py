@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from collections import namedtuple
@@ -8,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sft.config.model import InitConfig
-from sft.config.train import TrainConfig
+from sft.config.train import CheckpointConfig
 from sft.errors import StorageError
-from sft.train.checkpoint.retention import kept_steps, retire
+from sft.train.checkpoint.checkpointer import kept_steps, retire
+from sft.train.checkpoint.state import State
 from sft.train.checkpoint.store import (
-    State,
     checkpoint_path,
     clean,
     damage,
@@ -23,11 +23,10 @@ from sft.train.checkpoint.store import (
     published,
     require_whole,
 )
-from sft.train.monitor.health import Counts
+from sft.train.monitor.counts import Counts
 from tests.support.checkpoints import publish
-from tests.support.configs import changed
 
-KEEP_TWO = changed(TrainConfig(shards="", model=InitConfig("scratch"), out=""), checkpoint__keep_last=2)
+KEEP_TWO = CheckpointConfig(keep_last=2)
 Hurt = Callable[[Path], object]
 
 
@@ -64,7 +63,7 @@ def checkpoints(tmp_path: Path) -> Path:
 
 
 def test_the_step_decides_which_checkpoint_is_the_newest(checkpoints: Path) -> None:
-    newest = newest_whole(checkpoints)
+    newest = newest_whole(checkpoints, set_aside=True)
     assert newest == checkpoints / "step-00000100"
     assert require_whole(newest) == state(100)
 
@@ -104,7 +103,7 @@ def test_damaged_checkpoint_is_kept_aside_and_the_one_before_is_used(name: str, 
     assert list(damage(checkpoints / "step-00000100"))
     with pytest.raises(StorageError, match="not a whole checkpoint"):
         require_whole(checkpoints / "step-00000100")
-    assert newest_whole(checkpoints) == checkpoints / "step-00000020"
+    assert newest_whole(checkpoints, set_aside=True) == checkpoints / "step-00000020"
     assert (checkpoints / ".bad-step-00000100").is_dir()
 
 
@@ -113,7 +112,7 @@ def test_second_bad_checkpoint_of_a_step_does_not_replace_the_first(checkpoints:
         shutil.rmtree(checkpoints / "step-00000100", ignore_errors=True)
         save(checkpoints, 100)
         (checkpoints / "step-00000100/state.json").unlink()
-        newest_whole(checkpoints)
+        newest_whole(checkpoints, set_aside=True)
     assert sorted(path.name for path in checkpoints.glob(".bad-*")) == [
         ".bad-step-00000100",
         ".bad-step-00000100-2",
@@ -123,7 +122,7 @@ def test_second_bad_checkpoint_of_a_step_does_not_replace_the_first(checkpoints:
 def test_checkpoint_of_a_newer_program_is_refused_and_left_alone(checkpoints: Path) -> None:
     edit_manifest(checkpoints / "step-00000100", schema_version=3)
     with pytest.raises(StorageError, match="schema version 3, this program reads 2"):
-        newest_whole(checkpoints)
+        newest_whole(checkpoints, set_aside=True)
     assert (checkpoints / "step-00000100").is_dir()
 
 
@@ -195,5 +194,5 @@ def test_the_newest_the_best_and_one_now_and_then_are_kept(
     keep_best: int, keep_every_steps: int, expected: set[int]
 ) -> None:
     found = [(step, None if step == 20 else abs(step - 25) / 10 + step / 1000) for step in range(10, 101, 10)]
-    config = changed(KEEP_TWO, checkpoint__keep_best=keep_best, checkpoint__keep_every_steps=keep_every_steps)
+    config = dataclasses.replace(KEEP_TWO, keep_best=keep_best, keep_every_steps=keep_every_steps)
     assert set(kept_steps(found, config)) == expected

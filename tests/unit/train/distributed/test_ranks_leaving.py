@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from sft.errors import PeerError
-from sft.train.distributed.leave import ended_after
+from sft.train.distributed.ranks import ended_after
 
 LOST = PeerError("found nobody", on="node1:29500")
 

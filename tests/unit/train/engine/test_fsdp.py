@@ -13,6 +13,8 @@ from sft.config.train import TrainConfig
 from sft.data.batches.sampler import Order
 from sft.data.shards import Shards
 from sft.model.neox.model import NeoX
+from sft.model.objectives.next_token import NextToken
+from sft.model.weight_files import StoredWeights
 from sft.train.checkpoint.initial_weights import StartingWeights, starting_shape
 from sft.train.checkpoint.tensors import StoredSlices, write_slices
 from sft.train.distributed.rank_batches import shared_batches
@@ -37,7 +39,7 @@ def make_engine(config: TrainConfig, shards: Shards, size: int) -> TorchEngine:
     with torch.device("meta"):
         model = NeoX(shape)
     mesh = make_mesh(CPU, size, config.fsdp.shard_size) if size > 1 else None
-    engine = TorchEngine(model, config, CPU, mesh)
+    engine = TorchEngine(NextToken(model), config, CPU, mesh)
     engine.load(StartingWeights(config.model, shape, config.seed))
     return engine
 
@@ -49,7 +51,7 @@ def take_steps(ranks: RankGroup, engine: TorchEngine, config: TrainConfig, shard
     for step in steps:
         packs = order.batch(step)
         batches = list(shared_batches(split, packs, config.micro_batch_packs, ranks))
-        num_supervised = int(split.num_supervised_N[packs].sum())
+        num_supervised = int(split.num_supervised_P[packs].sum())
         for number, batch in enumerate(batches):
             engine.forward_backward(batch, num_supervised, is_last=number == len(batches) - 1)
         losses.append(engine.step(LR).loss_sum / num_supervised)
@@ -66,16 +68,16 @@ def run(
     if before:
         shapes = {name: parameter.shape for name, parameter in NeoX(shape).named_parameters()}
         state = {"num_updates": steps[0], "loss_scale": {"value": 1.0, "num_good": 0}}
-        engine.restore(StoredSlices(Path(before), shapes), state)
+        engine.restore(StoredSlices(Path(before), StoredWeights(Path(before), shapes)), state)
     losses = take_steps(ranks, engine, config, shards, range(*steps))
     write_slices(engine.slices(), shape, Path(out), ranks.rank, ranks.size)
-    ranks.barrier()
+    ranks.gather([])
     return losses
 
 
 def weights(folder: Path, shape: ModelConfig) -> dict[str, torch.Tensor]:
     shapes = {name: parameter.shape for name, parameter in NeoX(shape).named_parameters()}
-    stored = StoredSlices(folder, shapes)
+    stored = StoredSlices(folder, StoredWeights(folder, shapes))
     return {
         f"{name}.{kind}": stored.flat(kind, name, 0, size.numel())
         for name, size in shapes.items()
@@ -162,7 +164,9 @@ def spoil(ranks: RankGroup, config: TrainConfig, shards_folder: str, where: str)
     original = engine._objective.forward
     if ranks.rank == 1:
         if where == "loss":
-            engine._objective.forward = lambda *batch, **more: original(*batch, **more) * math.nan  # type: ignore[method-assign]
+            engine._objective.forward = lambda *batch, **more: {  # type: ignore[method-assign]
+                name: total * math.nan for name, total in original(*batch, **more).items()
+            }
         else:
             engine.model.register_forward_hook(spoil_gradient)
     (loss,) = take_steps(ranks, engine, config, shards, range(2, 3))

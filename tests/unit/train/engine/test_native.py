@@ -14,6 +14,7 @@ from sft.data.batches.batch import IGNORE, micro_batches
 from sft.data.shards import Shards, Split
 from sft.model.attention import Documents
 from sft.model.lora import is_adapter
+from sft.model.weight_files import StoredWeights
 from sft.train.checkpoint.tensors import StoredSlices, write_slices
 from sft.train.engine.native import TorchEngine
 from tests.support.models import make_engine
@@ -28,7 +29,7 @@ def shards(tiny_shards: Path) -> Shards:
 
 
 def accumulate(engine: TorchEngine, split: Split, micro_batch_packs: int) -> int:
-    num_supervised = int(split.num_supervised_N[PACKS].sum())
+    num_supervised = int(split.num_supervised_P[PACKS].sum())
     for batch in micro_batches(split, PACKS, micro_batch_packs):
         engine.forward_backward(batch, num_supervised, is_last=True)
     return num_supervised
@@ -36,7 +37,7 @@ def accumulate(engine: TorchEngine, split: Split, micro_batch_packs: int) -> int
 
 def gradients(engine: TorchEngine) -> dict[str, torch.Tensor]:
     """The accumulated gradients of the mean loss."""
-    scale = engine._loss_scale.value * engine._config.batch_packs
+    scale = engine._step_state.gradient_scale
     return {name: p.grad / scale for name, p in engine.model.named_parameters() if p.grad is not None}
 
 
@@ -96,7 +97,7 @@ def test_non_finite_numbers_never_reach_the_weights(
     before, moments = weights(engine), engine._optimizer.state_dict()["state"][3]["exp_avg"].clone()
     accumulate(engine, split, 2)
     if where == "loss":
-        engine._loss_sum += value
+        engine._step_state.add({"loss": torch.tensor(value)})
     else:
         gradient = engine.model.head_weight.grad
         assert gradient is not None
@@ -198,7 +199,7 @@ def test_restored_engine_takes_the_same_next_step(
     saved = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = make_engine(replace(config, seed=9), shards)
     shapes = {name: parameter.shape for name, parameter in engine.model.named_parameters()}
-    other.restore(StoredSlices(tmp_path, shapes), json.loads(json.dumps(engine.state())))
+    other.restore(StoredSlices(tmp_path, StoredWeights(tmp_path, shapes)), json.loads(json.dumps(engine.state())))
     for each in (engine, other):
         accumulate(each, split, 2)
     assert engine.step(1e-3) == other.step(1e-3)

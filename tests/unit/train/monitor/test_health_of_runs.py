@@ -15,15 +15,17 @@ from rich.console import Console
 from sft.config.train import TrainConfig
 from sft.data.shards import Shards
 from sft.errors import NumericsError, StopRequested, StorageError
-from sft.train.checkpoint.store import State, published
+from sft.train.checkpoint.state import State
+from sft.train.checkpoint.store import published
 from sft.train.engine.base import StepResult
 from sft.train.engine.native import TorchEngine
 from sft.train.inspect_step import show_step
 from sft.train.loop import train
 from sft.train.lr_schedule import learning_rate
 from sft.train.monitor import bad_steps
-from sft.train.monitor.bad_steps import bad_step_path, read_bad_step
-from sft.train.monitor.metrics import Record, read_records
+from sft.train.monitor.bad_steps import read_bad_step
+from sft.train.monitor.records import Record, read_records
+from sft.train.run_layout import RunLayout
 
 MakeConfig = Callable[..., TrainConfig]
 Change = dict[str, Any]
@@ -63,7 +65,7 @@ def test_the_step_that_ends_the_run_leaves_every_row_behind(
     change_results(monkeypatch, {step: {"loss_sum": math.nan, "is_skipped": True} for step in (6, 7, 8)})
     with pytest.raises(NumericsError, match="not finite in 3 steps in a row") as error:
         train(config)
-    path = bad_step_path(Path(config.out), 8)
+    path = RunLayout(Path(config.out)).bad_step(8)
     assert str(path) in error.value.message()
     told = json.loads(path.read_text())
     packs = records(config, "step")[-1]["packs"]
@@ -74,7 +76,10 @@ def test_the_step_that_ends_the_run_leaves_every_row_behind(
     for row in told["documents"]:
         number = row["document"]  # how the tiny shards are made
         assert (row["source"], row["file"], row["row"]) == (("alpha", "beta")[number % 2], "rows.jsonl", number)
-    assert [read_bad_step(Path(config.out), step)["ended_the_run"] for step in (6, 7)] == [False, False]  # type: ignore[index]
+    assert [read_bad_step(RunLayout(Path(config.out)).bad_step(step))["ended_the_run"] for step in (6, 7)] == [
+        False,
+        False,
+    ]  # type: ignore[index]
     text = shown(config, 8)
     assert "logged: loss nan" in text
     assert "skipped (loss is nan): the weights stayed as they were" in text
@@ -160,7 +165,7 @@ def test_a_loss_above_max_loss_ends_the_run_before_its_weights_are_saved(
     change_results(monkeypatch, {6: {"loss_sum": 1e6}})
     with pytest.raises(NumericsError, match=r"is above health\.max_loss=20") as error:
         train(config)
-    assert str(bad_step_path(Path(config.out), 6)) in error.value.message()
+    assert str(RunLayout(Path(config.out)).bad_step(6)) in error.value.message()
     assert [path.name for path in published(Path(config.out) / "checkpoints")] == ["step-00000004", "step-00000002"]
 
 
@@ -236,4 +241,4 @@ def test_a_bad_step_that_was_taken_anew_is_no_longer_called_bad(
     assert "the run ended here" in shown(config, 6)
     train(config)
     assert "bad step" not in shown(config, 6)
-    assert bad_step_path(Path(config.out), 6).is_file()
+    assert RunLayout(Path(config.out)).bad_step(6).is_file()

@@ -2,6 +2,7 @@
 
 import os
 import select
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -61,3 +62,21 @@ def test_missing_function_is_no_timer_and_no_error() -> None:
     timer = KernelTimer("no_such_function_in_any_library", 1)
     timer.set(0.0)
     timer.close()
+
+
+HOLD = "import ctypes; ctypes.PyDLL(None).sleep(60)"
+"""Never lets go of the interpreter, as a call into a library that hangs."""
+IMPORT = "from sft.train.monitor.kernel_timer import KernelTimer"
+WAYS_TO_END = {
+    "our timer": (f"{IMPORT}; timer = KernelTimer('_exit', 71); timer.set({SOON_S})", 71),
+    # If this is no longer 1 the module is not needed; see there.
+    "faulthandler": (f"import faulthandler; faulthandler.dump_traceback_later({SOON_S}, exit=True)", 1),
+}
+
+
+@pytest.mark.parametrize(("start", "code"), WAYS_TO_END.values(), ids=WAYS_TO_END)
+def test_only_our_timer_ends_with_our_code_while_the_interpreter_is_held(start: str, code: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{start}; {HOLD}"], capture_output=True, timeout=LATER_S, check=False
+    )
+    assert ended.returncode == code

@@ -7,7 +7,8 @@ import pytest
 
 from sft.config.train import TrainConfig, WandbConfig
 from sft.errors import ConfigError
-from sft.train.monitor.metrics import MetricsFile, Tracker, open_tracker, read_records, supersede
+from sft.train.monitor.metrics import MetricsFile, Tracker, open_tracker
+from sft.train.monitor.records import read_records, supersede
 
 MakeConfig = Callable[..., TrainConfig]
 

@@ -14,7 +14,9 @@ from sft.config.train import TrainConfig, WandbConfig
 from sft.errors import ConfigError, StopRequested
 from sft.train.engine.native import TorchEngine
 from sft.train.loop import train
-from sft.train.monitor.metrics import FINISH_TIMEOUT_S, INIT_TIMEOUT_S, Record, Tracker, open_tracker, read_records
+from sft.train.monitor.metrics import Tracker, open_tracker
+from sft.train.monitor.records import Record, read_records
+from sft.train.monitor.wandb import FINISH_TIMEOUT_S, INIT_TIMEOUT_S
 
 MakeConfig = Callable[..., TrainConfig]
 CANARY = "canary0123456789canary0123456789canary01"

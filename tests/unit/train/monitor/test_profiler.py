@@ -10,8 +10,8 @@ import pytest
 from sft.config.train import TrainConfig
 from sft.errors import StopRequested
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
 from sft.train.monitor.profiler import StepProfiler
+from sft.train.monitor.records import read_records
 
 MakeConfig = Callable[..., TrainConfig]
 

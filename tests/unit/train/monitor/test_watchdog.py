@@ -9,7 +9,8 @@ import pytest
 
 from sft.train.distributed.world import World
 from sft.train.monitor.hang_limit import STEP
-from sft.train.monitor.watchdog import Watchdog, stacks_path
+from sft.train.monitor.watchdog import Watchdog
+from sft.train.run_layout import RunLayout
 from tests.conftest import MakeConfig
 
 RANK = 3
@@ -19,9 +20,9 @@ class Bench:
     """A watchdog of rank 3 of 5 under a clock that is turned by hand, and what it did."""
 
     def __init__(self, folder: Path, make_config: MakeConfig) -> None:
-        self.now_s, self.codes, self.path = 1000.0, list[int](), stacks_path(folder, RANK)
+        self.now_s, self.codes, self.path = 1000.0, list[int](), RunLayout(folder).stacks(RANK)
         config = make_config(hang__timeout_s=120.0, hang__first_step_timeout_s=1800.0)
-        self.dog = Watchdog(folder, World(RANK, 5), config, clock=lambda: self.now_s, leave=self.codes.append)
+        self.dog = Watchdog(folder, World(RANK, 5), config.hang, clock=lambda: self.now_s, leave=self.codes.append)
 
     def after(self, seconds: float) -> None:
         self.now_s += seconds
@@ -61,7 +62,7 @@ def test_process_leaves_at_twice_the_limit_and_names_the_ranks_without_stacks(
 ) -> None:
     bench.after(121.0)
     for rank in (0, 4):
-        stacks_path(bench.path.parents[1], rank).write_text("stacks\n")
+        RunLayout(bench.path.parents[1]).stacks(rank).write_text("stacks\n")
     bench.after(118.0)
     assert bench.codes == []
     bench.after(1.5)
@@ -76,7 +77,7 @@ def test_stacks_of_an_earlier_attempt_are_kept_and_are_no_sign_of_life(
     tmp_path: Path, tiny_config: MakeConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for rank in range(5):
-        path = stacks_path(tmp_path, rank)
+        path = RunLayout(tmp_path).stacks(rank)
         path.parent.mkdir(exist_ok=True)
         path.write_text("before\n")
     bench = Bench(tmp_path, tiny_config)
@@ -120,7 +121,7 @@ def test_watchdog_that_is_switched_off_never_leaves(tmp_path: Path, tiny_config:
     codes: list[int] = []
     config = tiny_config(hang__timeout_s=0.0, hang__first_step_timeout_s=0.0)
     now_s = 0.0
-    with Watchdog(tmp_path, World(), config, clock=lambda: now_s, leave=codes.append) as dog:
+    with Watchdog(tmp_path, World(), config.hang, clock=lambda: now_s, leave=codes.append) as dog:
         now_s = 1e9
         dog.look()
         dog.beat(STEP, 1)

@@ -21,7 +21,7 @@ from sft.model.attention import Documents
 from sft.train.checkpoint.rng import random_state
 from sft.train.distributed.ranks import SINGLE, RankGroup
 from sft.train.loop import train
-from sft.train.monitor.metrics import read_records
+from sft.train.monitor.records import read_records
 from sft.train.numerics import gate, reference
 from sft.train.numerics.gate import Check, angle, loss_error, pick, require_exact
 from tests.support.configs import changed
@@ -227,8 +227,8 @@ def test_gate_changes_no_bit_of_a_run_and_is_recorded(tiny_config: MakeConfig, t
 def test_pick_prefers_a_pack_with_several_documents_that_carry_loss() -> None:
     def pack(*masks: list[int]) -> Pack:
         mask_T = np.concatenate(masks).astype(np.uint8)
-        lengths_D = np.array([len(mask) for mask in masks])
-        return Pack(mask_T + 5, mask_T, lengths_D, np.arange(len(masks)), int(mask_T.sum()))
+        lengths_N = np.array([len(mask) for mask in masks])
+        return Pack(mask_T + 5, mask_T, lengths_N, np.arange(len(masks)), int(mask_T.sum()))
 
     split: Any = [pack([0, 1, 1]), pack([0, 1], [0, 0]), pack([0, 1], [1, 0]), pack([0, 1], [0, 1])]
     assert pick(split, [0, 1, 2, 3]) == 3

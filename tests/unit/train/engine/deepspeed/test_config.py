@@ -11,6 +11,7 @@ import torch
 from sft.config.engine import DeepSpeedConfig, OptimizerConfig
 from sft.config.fields import problems
 from sft.errors import ConfigError
+from sft.model.objectives.next_token import NextToken
 from sft.train.engine.deepspeed.config import deepspeed_json
 from sft.train.engine.deepspeed.engine import DeepSpeedEngine
 from tests.support.deepspeed import CPU, MakeConfig, make_engine, zero
@@ -52,7 +53,7 @@ def test_missing_package_is_named_with_what_to_do(tiny_config: MakeConfig, monke
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     model = make_engine(tiny_config()).model
     with pytest.raises(ConfigError, match="install the extra `deepspeed`"):
-        DeepSpeedEngine(model, replace(tiny_config(), engine="deepspeed"), CPU)
+        DeepSpeedEngine(NextToken(model), replace(tiny_config(), engine="deepspeed"), CPU)
 
 
 def test_version_that_lets_bad_gradients_through_is_refused(
@@ -62,4 +63,4 @@ def test_version_that_lets_bad_gradients_through_is_refused(
     monkeypatch.setitem(sys.modules, "deepspeed", old)
     model = make_engine(tiny_config()).model
     with pytest.raises(ConfigError, match=r"version 0\.19\.4, expected 0\.19\.8 or newer"):
-        DeepSpeedEngine(model, replace(tiny_config(), engine="deepspeed"), CPU)
+        DeepSpeedEngine(NextToken(model), replace(tiny_config(), engine="deepspeed"), CPU)

@@ -43,11 +43,11 @@ def _preloaded() -> None:
 def spoiled(engine: Any, where: str, value: float) -> Iterator[None]:
     """Within the block the loss is the value, or every gradient of it, each without the other."""
 
-    def spoil(_module: Any, _inputs: Any, loss: torch.Tensor) -> torch.Tensor:
+    def spoil(_module: Any, _inputs: Any, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if where == "loss":
-            return loss + value
-        loss.register_hook(lambda gradient: gradient * value)
-        return loss
+            return {**sums, "loss": sums["loss"] + value}
+        sums["loss"].register_hook(lambda gradient: gradient * value)
+        return sums
 
     handle = engine._engine.module.register_forward_hook(spoil)
     yield
@@ -74,7 +74,7 @@ def skip_a_step(ranks: Any, config: TrainConfig, out: str, where: str, value: fl
     save(engine, Path(out) / "after", ranks)
     same = digest(engine) == before
     following = take_step(engine, config, 2, ranks)
-    ranks.barrier()
+    ranks.gather([])
     straight = make_engine(config)
     take_step(straight, config, 0, ranks)
     return skipped["is_skipped"], same, following == take_step(straight, config, 2, ranks), following["is_skipped"]
