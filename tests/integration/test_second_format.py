@@ -93,7 +93,7 @@ def test_the_proof_takes_it_and_nothing_else(plain: ChatTokenizer) -> None:
 
 
 def test_it_is_built_proven_and_named(shards: Shards) -> None:
-    assert shards.manifest["format"] == "plain"
+    assert shards.manifest.format == "plain"
     assert shards.chat_format is PLAIN
     assert "11 documents" in verify(shards.folder)
     card = (shards.folder / "README.md").read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ def test_the_documents_say_where_turns_start(shards: Shards, plain: ChatTokenize
 
 
 def first_row(shards: Shards) -> tuple[int, np.ndarray[Any, Any]]:
-    for name in shards.manifest["splits"]:
+    for name in shards.manifest.splits:
         split = shards.split(name)
         for pack in (split[number] for number in range(len(split))):
             for doc_id, place in pack.documents():
@@ -118,7 +118,7 @@ def first_row(shards: Shards) -> tuple[int, np.ndarray[Any, Any]]:
 
 def test_every_token_is_traced_to_its_turn(shards: Shards, plain: ChatTokenizer) -> None:
     spelt: dict[tuple[str, int | None], bytes] = {}
-    for name in shards.manifest["splits"]:
+    for name in shards.manifest.splits:
         split = shards.split(name)
         for pack in (split[number] for number in range(len(split))):
             for doc_id, place in pack.documents():
@@ -138,7 +138,7 @@ def test_every_token_is_traced_to_its_turn(shards: Shards, plain: ChatTokenizer)
 def test_it_is_shown_with_its_markers_apart(shards: Shards, plain: ChatTokenizer) -> None:
     assert "ASK: Hi" in shown(lambda console: show_pack(shards.folder, "train", 0, console))
     doc_id, ids_T = first_row(shards)
-    texts = PackTexts(shards, plain, [shards.split(name)[0] for name in shards.manifest["splits"]])
+    texts = PackTexts(shards, plain, [shards.split(name)[0] for name in shards.manifest.splits])
     mask = encoded(plain, TALKS[0]).loss_mask.tolist()
     runs = [run.replace(BORDER, "") for run in texts._runs(doc_id, ids_T, mask)]
     assert runs == [
