@@ -1,6 +1,6 @@
-"""`sft train --dry-run`: one step on the largest packs, then stop. Nothing is written, and what it needs is told.
+"""`sft train --dry-run`: take one step on the largest packs, print what the run needs, and write nothing.
 
-What fits here fits in every step of the run: no other has more tokens, or longer documents, in a micro-batch.
+What fits here fits in every step of the run: no other micro-batch has more tokens or longer documents.
 """
 
 import os
@@ -28,22 +28,22 @@ from sft.train.lr_schedule import learning_rate
 from sft.train.setup import make_engine
 
 NUM_ROUNDS = 2
-"""Micro-batches of the step: the second one finds gradients that are there already, as most of a run do."""
+"""Micro-batches of the step: the second one adds to existing gradients, as most micro-batches of a run do."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What the step of the dry run took."""
+    """The measured cost of the dry run's step."""
 
     loss: float
     num_tokens: int
     """Tokens of all processes in the timed micro-batch."""
     seconds: float
-    """Of that micro-batch, of the slowest process."""
+    """Time of that micro-batch in the slowest process."""
     step_s: float
-    """Of the update."""
+    """Time of the update."""
     memory_bytes: int
-    """Peak of the process that took most."""
+    """Peak memory of the process that used the most."""
 
 
 def dry_run(
@@ -97,11 +97,11 @@ def _try(config: TrainConfig, inputs: Inputs, engine: Engine, ranks: RankGroup, 
 def report(
     config: TrainConfig, inputs: Inputs, checkpoint_bytes: int, tried: Tried, world_size: int, device: torch.device
 ) -> list[str]:
-    """What the run will need, line by line."""
+    """The resources that the run will need, line by line."""
     free = shutil.disk_usage(_nearest_folder(Path(config.out))).free
     per_token_s = tried.seconds / tried.num_tokens
     steps, tokens = inputs.order.num_steps, inputs.num_tokens_P.mean() * inputs.order.num_samples
-    per_process = "" if world_size == 1 else ", in the process that takes most"
+    per_process = "" if world_size == 1 else ", in the process that uses the most"
     total = f" of {torch.cuda.mem_get_info(device)[1] / 1e9:.1f}" if device.type == "cuda" else ""
     kept = config.checkpoint.keep_last + 1
     space = "" if free > FREE_SPACE_FACTOR * kept * checkpoint_bytes else ": too little"

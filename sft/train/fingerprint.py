@@ -1,4 +1,4 @@
-"""What makes a run this run: the settings, shards and tokenizer that may not change between its parts."""
+"""The identity of a run: the settings, shards and tokenizer that may not change on a resume."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ Identity = dict[str, Any]
 
 
 def identity(config: TrainConfig, shards: Shards) -> Identity:
-    """Everything that decides which weights the run ends with."""
+    """Everything that determines the final weights of the run."""
     inputs = {
         "shards (content digest)": shards.manifest.content_digest,
         "tokenizer (sha256)": shards.manifest.tokenizer.sha256,
@@ -23,7 +23,7 @@ def identity(config: TrainConfig, shards: Shards) -> Identity:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for every entry that is not the same, with both values; `before` may know settings by earlier names."""
+    """One line for each entry that differs, with both values; `before` may use earlier names of settings."""
     before = {TrainConfig.FORMERLY.get(name, name): value for name, value in before.items()}
     return [
         f"{name}: was {before.get(name)!r}, now {now.get(name)!r}"

@@ -19,9 +19,9 @@ from sft.train.distributed.ranks import SINGLE, RankGroup
 from sft.train.engine.forward import Measure
 
 ALL = "all"
-"""The entry that sums up every source."""
+"""The entry for all sources together."""
 LARGEST_LOSS = 700.0
-"""A larger one has no perplexity that a float could hold."""
+"""The perplexity of a larger loss would overflow a float."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SourceLoss:
     nll_sum: float
     num_tokens: int
     num_correct: int
-    """Tokens that were the likeliest one."""
+    """Tokens that the model ranked first."""
 
     @property
     def loss(self) -> float:
@@ -47,7 +47,7 @@ class SourceLoss:
         return self.num_correct / self.num_tokens if self.num_tokens else math.nan
 
     def as_record(self) -> dict[str, float]:
-        """What metrics and reports say of it."""
+        """The values that metrics and reports show."""
         names = {"loss": self.loss, "perplexity": self.perplexity, "accuracy": self.accuracy}
         return {**names, "tokens": self.num_tokens}
 
@@ -62,12 +62,12 @@ def held_out_loss(
     ranks: RankGroup = SINGLE,
     advance: Callable[[Batch], None] | None = None,
 ) -> dict[str, SourceLoss]:
-    """The loss on the packs of a split, for each source that occurs in them and for all together.
+    """The loss on the packs of a split, for each source in them and for all sources together.
 
-    If only max_packs are measured, they are picked as if at random, the same ones every time: packs that follow each
-    other are alike, since the longest documents are packed first. Each process measures its share of them.
+    If only max_packs are measured, they are a fixed pseudo-random sample: neighboring packs are alike, since the
+    longest documents are packed first. Each process measures its share of them.
 
-    `advance` is told of every batch that is done, by every process equally often; what it raises ends the measurement.
+    `advance` is called after every batch, equally often on every process; an exception from it ends the measurement.
     """
     num_sources = len(documents.sources)
     sums = np.zeros((3, num_sources))

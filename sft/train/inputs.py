@@ -1,4 +1,4 @@
-"""What a run reads: shards, settings, and the newest whole checkpoint of the run's own past."""
+"""The inputs of a run: shards, settings, and the newest whole checkpoint in its run folder."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ from sft.train.run_layout import RunLayout
 from sft.train.stop import Clock
 
 LONGEST_DELAY_S = 60.0
-"""How late a folder may become visible on another node of a network file system."""
+"""How long a new folder may take to appear on another node of a network file system."""
 POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, and how far it has come."""
+    """The inputs of a run, and its state at the newest checkpoint."""
 
     shards: Shards
     split: Split
@@ -43,7 +43,7 @@ class Inputs:
     records: Sequence[Record] = ()
     """The metrics of earlier attempts."""
     checkpoint: Path | None = None
-    """Where to go on from; None starts at step 0."""
+    """The state to resume from; None starts at step 0."""
     state: State | None = None
 
     @property
@@ -62,12 +62,12 @@ class Inputs:
 def read_inputs(config: TrainConfig, folder: RunFolder, ranks: RankGroup) -> Inputs:
     """Open the shards, make sure that the folder holds this run, and find its newest whole checkpoint.
 
-    Raises: ConfigError if the folder's run is another one; StorageError if it had checkpoints and none is left.
+    Raises: ConfigError if the folder holds another run; StorageError if it had checkpoints and none is left.
     """
     with ranks.raise_on_all():
         inputs = open_inputs(config)
     with ranks.raise_on_all():
-        # The first process alone decides what is there, and writes.
+        # Only the first process reads the state of the folder and writes to it.
         found = _enter(config, folder, inputs.identity) if ranks.is_first else ("", None)
     run_id, checkpoint = ranks.broadcast(found)
     path = folder.checkpoints / checkpoint if checkpoint else None
@@ -80,7 +80,7 @@ def read_inputs(config: TrainConfig, folder: RunFolder, ranks: RankGroup) -> Inp
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
-    """The shards of a run that has not begun.
+    """The shards of a run that has not started.
 
     Raises: ConfigError if there is nothing to train on, DataError if the shards are damaged.
     """
@@ -124,7 +124,7 @@ def _valid_split(config: TrainConfig, shards: Shards) -> Split | None:
 def visible(folder: Path, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> Path:
     """The folder, once this node can see it.
 
-    Raises: StorageError if it does not show up in time.
+    Raises: StorageError if it does not appear in time.
     """
     deadline_s = clock() + LONGEST_DELAY_S
     while not (folder / MANIFEST).is_file():

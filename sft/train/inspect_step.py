@@ -21,9 +21,9 @@ from sft.train.run_folder import RunFolder
 
 
 def show_step(path: Path, step: int, console: Console, *, full: bool = False) -> None:
-    """Print which packs step `step`, counted from 1 as in metrics.jsonl, trains on, and what they hold of each source.
+    """Print which packs step `step`, counted from 1 as in metrics.jsonl, trains on, and how many rows per source.
 
-    Raises: ConfigError if this is no run or has no such step, DataError if its shards or settings are others now.
+    Raises: ConfigError if this is not a run or has no such step, DataError if its shards or settings have changed.
     """
     folder = RunFolder(path)
     config, shards = run_inputs(folder)
@@ -42,7 +42,7 @@ def show_step(path: Path, step: int, console: Console, *, full: bool = False) ->
 
 
 def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
-    """The settings and shards of the run, made sure to be those that it trained with."""
+    """The settings and shards of the run, checked to be those that it trained with."""
     if not folder.record.is_file():
         raise ConfigError(
             f"not a run folder: it has no {folder.record.name}",
@@ -55,7 +55,7 @@ def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
     changed = differences(before, identity(config, shards))
     if changed:
         raise DataError(
-            f"other settings or shards than the run has trained with:{listed(changed)}",
+            f"settings or shards differ from those that the run trained with:{listed(changed)}",
             on=folder.path,
             hint=f"restore {folder.config.name} and {config.shards}",
         )
@@ -63,7 +63,7 @@ def run_inputs(folder: RunFolder) -> tuple[TrainConfig, Shards]:
 
 
 def _logged(folder: RunFolder, step: int) -> str:
-    """What metrics.jsonl says about the step."""
+    """The entry for the step in metrics.jsonl."""
     valid = [record for record in read_records(folder.metrics) if not record.get("superseded")]
     records = {record["kind"]: record for record in valid if record["step"] == step}
     if STEP not in records:
@@ -74,12 +74,12 @@ def _logged(folder: RunFolder, step: int) -> str:
 
 _EVENTS = {
     SCALE: "loss scale {new:.0f}, was {old:.0f} at the step before: {reason}",
-    SPIKE: "a loss spike begins here: recent mean {mean:.4g}, limit {limit:.4g}",
+    SPIKE: "a loss spike starts here: recent mean {mean:.4g}, limit {limit:.4g}",
 }
 
 
 def _bad(folder: RunFolder, record: Record) -> Iterator[str]:
-    """The verdict in the file about a bad step, unless a later attempt took the step anew."""
+    """The reason in the file about a bad step, unless a later attempt repeated the step."""
     told = read_bad_step(folder.bad_step(record["step"]))
     if told and told.get("attempt") == record.get("attempt"):
         ended = ", and the run ended here" if told.get("ended_the_run") else ""
@@ -90,5 +90,5 @@ def _sentence(record: Record) -> str:
     reason = f" ({record['reason']})" if "reason" in record else ""
     skipped = f", skipped{reason}: the weights stayed as they were" if record["skipped"] else ""
     counts = f"{record['tokens']:,} tokens, {record['supervised_tokens']:,} with loss"
-    loss = record["loss"]  # text if it is no number
+    loss = record["loss"]  # text if it is not finite
     return f"logged: loss {loss if isinstance(loss, str) else round(loss, 4)}, {counts}{skipped}"

@@ -1,7 +1,7 @@
-"""Training, read this first: next batches, forward and backward, step, maybe measure, maybe save, stop if asked.
+"""The training loop, read this first: batches, forward and backward, step, evaluate, save, stop if requested.
 
 The parts of a run are made in setup.py and listed in run.py; the arithmetic of a step is behind engine/base.py. Every
-process of the run takes the same way through this file; what they tell each other once per step is in `settle`.
+process runs this file in the same order; `exchange_status` is what they exchange once per step.
 """
 
 import os
@@ -39,9 +39,9 @@ def train(
     clock: Clock = time.monotonic,
     meeting_place: str = "env://",
 ) -> None:
-    """Train until the last step, going on from the newest whole checkpoint if the run folder has one.
+    """Train until the last step, resuming from the newest whole checkpoint if the run folder has one.
 
-    Raises: StopRequested once everything is saved, if asked to stop; other SftErrors as errors.py says.
+    Raises: StopRequested once everything is saved, if a stop is requested; other SftErrors as in errors.py.
     """
     world = world or World.of(environ)
     device = choose_device(config.device, world.local_rank)
@@ -68,7 +68,7 @@ def run_to_end(run: Run) -> None:
     pass_gate(run)
     if run.step:
         run.say(f"{folder.path}: going on after step {run.step} of {num_steps}")
-    settle(run)
+    exchange_status(run)
     if config.evaluation.at_start and not run.step:
         evaluate(run)
     with progress("training", num_steps, unit="steps", start=run.step, shown=run.ranks.is_first) as advance:
@@ -76,7 +76,7 @@ def run_to_end(run: Run) -> None:
             stop_if_asked(run)
             with run.monitors.profiler.step(run.step + 1):
                 remark = train_step(run)
-            settle(run)
+            exchange_status(run)
             if run.is_due(config.evaluation.every_steps):
                 evaluate(run)
             if run.is_due(config.checkpoint.every_steps):
@@ -89,7 +89,7 @@ def run_to_end(run: Run) -> None:
 
 
 def train_step(run: Run) -> str:
-    """Take one optimizer step; returns a remark on how it went."""
+    """Take one optimizer step; returns a remark for the progress line."""
     run.monitors.stragglers.start_step()
     run.beat(STEP)
     packs = run.inputs.order.batch(run.step)
@@ -116,13 +116,13 @@ def train_step(run: Run) -> str:
 
 
 def update(run: Run, packs: Sequence[int], num_supervised: int, lr: float) -> StepResult:
-    """Gather the gradient of this process's share of one step's packs, then update the weights with everybody's.
+    """Compute the gradient of this process's share of a step's packs, then update with the sum over all processes.
 
     Raises: DataError if the masks of a pack do not hold the number of supervised tokens that divides the loss.
     """
     config, split, order, ledger = run.config, run.inputs.split, run.inputs.order, run.monitors.ledger
     if not num_supervised:
-        run.warn("its packs hold no supervised token, the weights stay as they are")
+        run.warn("its packs hold no supervised token, the weights are unchanged")
         ledger.note(my_share(split, packs, run.ranks, run.cost_per_token))
         return EMPTY_STEP
     last = num_rounds(len(packs), config.micro_batch_packs, run.ranks) - 1
@@ -137,8 +137,8 @@ def update(run: Run, packs: Sequence[int], num_supervised: int, lr: float) -> St
     return run.engine.step(lr)
 
 
-def settle(run: Run) -> None:
-    """Tell each other, once per step: where everybody is, who is asked to stop, whose save is written, what was used.
+def exchange_status(run: Run) -> None:
+    """Exchange, once per step: the step, requests to stop, whether the save is written, and the packs used.
 
     Raises: PeerError if not all processes are at the same step.
     """
@@ -155,7 +155,7 @@ def settle(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Measure the held-out loss of every source; being asked to stop ends it without a result."""
+    """Measure the held-out loss of every source; a request to stop ends it without a result."""
     valid = run.inputs.valid
     if valid is None:
         return
@@ -182,7 +182,7 @@ def evaluate(run: Run) -> None:
 
 
 def stop_if_asked(run: Run) -> None:
-    """Save and leave if any process got a signal, found the STOP file or sees the end of the job's time.
+    """Save and stop if any process received a signal, found the STOP file or reached the job's time limit.
 
     Raises: StopRequested, after everything is saved.
     """
@@ -195,5 +195,5 @@ def stop_if_asked(run: Run) -> None:
     if run.ranks.is_first:
         run.stop.clear_file()
     place = f"after step {run.step} of {run.num_steps}, which is saved" if run.step else "before the first step"
-    hint = "run the same command again to go on from there"
+    hint = "run the same command again to continue from there"
     raise StopRequested(f"{reason}: stopped {place}", on=run.inputs.folder.path, hint=hint)

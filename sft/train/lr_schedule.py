@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to be off by one after a resume."""
+"""The learning rate as a pure function of the step: nothing to save, and no off-by-one error after a resume."""
 
 import math
 
@@ -8,9 +8,9 @@ from sft.config.engine import OptimizerConfig
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
 
-    Warm-up climbs in a straight line: step 0 takes 1/warmup_steps of the peak, step warmup_steps - 1 the peak.
-    From there the rate falls to min_lr_ratio of the peak, which the step after the last one would take, so that
-    even with a ratio of 0 no step of the run is spent on a rate of 0.
+    Warm-up is linear: step 0 has 1/warmup_steps of the peak, step warmup_steps - 1 the peak.
+    From there the rate falls to min_lr_ratio of the peak, which the step after the last one would have, so that
+    even with a ratio of 0 no step of the run has a rate of 0.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

@@ -1,4 +1,4 @@
-"""A run in progress: its parts, and what can be said from them about where it stands."""
+"""A run in progress: its parts, and the progress that they show."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Monitors:
-    """What watches a run and writes down what happens."""
+    """The parts that monitor a run and record what happens."""
 
     tracker: Tracker
     ledger: Ledger
@@ -40,7 +40,7 @@ class Monitors:
 
 @dataclass(frozen=True)
 class Run:
-    """A run in progress, as one of its processes sees it; what changes is inside the parts, which alone change it."""
+    """A run in progress, in one of its processes; all mutable state is inside the parts, and only they change it."""
 
     config: TrainConfig
     inputs: Inputs
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def position(self) -> int:
-        """Packs consumed, repeats of later epochs counted."""
+        """Packs consumed, repeats in later epochs included."""
         return min(self.step * self.config.batch_packs, self.inputs.order.num_samples)
 
     @property
@@ -72,7 +72,7 @@ class Run:
 
     @cached_property
     def cost_per_token(self) -> float:
-        """What the linear layers cost for a token, in pairs of tokens that attend to each other."""
+        """Cost of the linear layers per token, in units of one pair of tokens that attend to each other."""
         model = self.engine.model
         return model.flops_per_token / model.flops_per_pair
 
@@ -81,7 +81,7 @@ class Run:
         return every_steps > 0 and (self.step % every_steps == 0 or self.step == self.num_steps)
 
     def beat(self, phase: str) -> None:
-        """Tell the watchdog that this process lives, and what it does."""
+        """Report to the watchdog that this process makes progress, and in which phase."""
         self.monitors.watchdog.beat(phase, self.step + (phase == STEP))
 
     def record(self, kind: str, **values: Any) -> None:
@@ -99,7 +99,7 @@ class Run:
             log.warning("step %d: %s", self.step + 1, text)
 
     def state(self) -> State:
-        """What a checkpoint of this moment holds besides tensors."""
+        """The part of a checkpoint of this step that is not tensors."""
         manifest, health = self.inputs.shards.manifest, self.monitors.health
         return State(
             step=self.step,
@@ -118,5 +118,5 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the bits of a run."""
+    """Versions of the packages that the exact numbers of a run depend on."""
     return {"sft": VERSION, **versions_of("torch", "safetensors", "numpy", "pyarrow")}

@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, run.json, metrics.jsonl and checkpoints/; one process at a time, one run for ever."""
+"""The run folder: config.yaml, run.json, metrics.jsonl and checkpoints/; for one run and one process at a time."""
 
 import json
 import secrets
@@ -22,12 +22,12 @@ SCHEMA_VERSION = 1
 
 
 class RunFolder(RunLayout):
-    """Where one run keeps everything."""
+    """The folder that holds everything of one run."""
 
     @classmethod
     @contextmanager
     def hold(cls, path: Path, ranks: RankGroup) -> Iterator["RunFolder"]:
-        """The folder for this run alone, rid of what killed processes left in it. The first process holds it for all.
+        """Lock the folder for this run and delete what killed processes left in it; the first process holds the lock.
 
         Raises: ConfigError if it holds something that is not a run, StorageError if another process holds it.
         """
@@ -47,12 +47,12 @@ class RunFolder(RunLayout):
             raise StorageError(f"cannot be made: {error}", on=path, hint="check space and permissions") from error
         with folder_lock(folder.lock):
             clean(folder.checkpoints)
-            # A wish to stop was meant for the process that ran then, and that one is gone.
+            # A request to stop was meant for the process that ran then, and that one is gone.
             folder.stop_file.unlink(missing_ok=True)
             yield folder
 
     def has_history(self) -> bool:
-        """True if a step was ever done here, so that the run's identity is settled."""
+        """True if a step was ever done here, so that the run's identity is fixed."""
         return any(self.checkpoints.iterdir()) or any(record["kind"] == STEP for record in read_records(self.metrics))
 
     def enter(self, config: TrainConfig, identity: Identity) -> str:
@@ -88,7 +88,7 @@ class RunFolder(RunLayout):
 
 
 def require_same(before: Identity, now: Identity, where: Path) -> None:
-    """Refuse to go on with a run under other conditions.
+    """Refuse to resume a run under other conditions.
 
     Raises: ConfigError listing every difference with both values.
     """

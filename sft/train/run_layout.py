@@ -1,18 +1,18 @@
-"""Where everything lies in a run folder: the one place for its names."""
+"""The paths inside a run folder, all defined here."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
-"""What a folder with a checkpoint holds, and no other."""
+"""A file that every checkpoint folder holds, and no other folder does."""
 STACKS = "stacks"
 STOP_FILE = "STOP"
 
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The files and folders of a run, whether they are there or not."""
+    """The files and folders of a run, whether they exist or not."""
 
     path: Path
 
@@ -33,7 +33,7 @@ class RunLayout:
 
     @property
     def metrics(self) -> Path:
-        """One record per line about everything that happened."""
+        """One record per line for each step and event."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -43,7 +43,7 @@ class RunLayout:
 
     @property
     def tensorboard(self) -> Path:
-        """The folder with event files, if they are asked for."""
+        """The folder with event files, if they are switched on."""
         return self.path / "tensorboard"
 
     @property
@@ -58,18 +58,18 @@ class RunLayout:
 
     @property
     def stop_file(self) -> Path:
-        """The file that asks the run to stop."""
+        """The file that requests the run to stop."""
         return self.path / STOP_FILE
 
     @property
     def lock(self) -> Path:
-        """The file that the running process holds."""
+        """The file that the running process locks."""
         return self.path / ".lock"
 
     def bad_step(self, step: int) -> Path:
-        """The file that tells about a bad step."""
+        """The file about a bad step."""
         return self.bad_steps / f"step-{step:08d}.json"
 
     def stacks(self, rank: int) -> Path:
-        """Where a rank that is stuck leaves its stacks."""
+        """The file to which a stuck rank writes its stacks."""
         return self.path / STACKS / f"rank-{rank:05d}.txt"

@@ -1,4 +1,4 @@
-"""Everything a run needs, made ready before its first step: the engine with its weights, and the parts around it."""
+"""Sets up a run before its first step: the engine with its weights, and the parts around it."""
 
 import logging
 import platform
@@ -78,7 +78,7 @@ def start(
 
 
 def pass_gate(run: Run) -> None:
-    """Prove on a pack of the next step that kernel and precision compute what they should; see gate.py.
+    """Check on a pack of the next step that kernel and precision compute correctly; see gate.py.
 
     Raises: NumericsError if they do not.
     """
@@ -96,7 +96,7 @@ def pass_gate(run: Run) -> None:
 
 
 def make_engine(config: TrainConfig, inputs: Inputs, ranks: RankGroup, device: torch.device) -> Engine:
-    """The engine that the run asks for, where its newest checkpoint has left it or with its first weights."""
+    """The engine of the config, restored from the newest checkpoint or with the starting weights."""
     shards, checkpoint, state = inputs.shards, inputs.checkpoint, inputs.state
     shape = read_config(checkpoint) if checkpoint else starting_shape(config.model, shards)
     model = meta_model(shape, config.lora, config.activation_checkpointing)
@@ -125,7 +125,7 @@ def _monitors(
     watchdog: Watchdog,
     opened: ExitStack,
 ) -> Monitors:
-    """What watches the run, knowing what it has seen in earlier attempts."""
+    """The parts that monitor the run, with their counts from earlier attempts."""
     stragglers = StragglerMonitor(device, ranks.gather_json(platform.node()), clock)
     with ranks.raise_on_all():
         tracker, ledger = _files(config, inputs) if ranks.is_first else (Tracker([], 0), Ledger())
@@ -144,7 +144,7 @@ def _monitors(
 
 
 def _files(config: TrainConfig, inputs: Inputs) -> tuple[Tracker, Ledger]:
-    """What the first process writes for all, rid of the steps that will be taken again."""
+    """The files that only the first process writes, without the steps that will be repeated."""
     folder, step = inputs.folder, inputs.state.step if inputs.state else 0
     supersede(folder.metrics, inputs.records, step)
     ledger = Ledger(folder.ledger, step)

@@ -1,4 +1,4 @@
-"""Three ways to ask a run to stop: a signal, a file named STOP in its folder, the end of its job's time.
+"""Three ways to request a run to stop: a signal, a file named STOP in its folder, the end of its job's time.
 
 All of them only set a flag, which the loop reads between two steps: nothing is ever saved inside a handler.
 """
@@ -22,13 +22,13 @@ Clock = Callable[[], float]
 
 
 class Stop:
-    """Knows whether, and why, the run should stop."""
+    """Whether, and why, the run should stop."""
 
     def __init__(self, run_folder: Path, deadline_s: float = math.inf, clock: Clock = time.monotonic) -> None:
         self._file, self._deadline_s, self._clock = RunLayout(run_folder).stop_file, deadline_s, clock
         self._signal: str | None = None
         self.is_agreed = False
-        """True once all processes know that one of them is asked to stop."""
+        """True once all processes know that one of them has a request to stop."""
 
     @property
     def is_asked(self) -> bool:
@@ -44,11 +44,11 @@ class Stop:
         return "the job's time is nearly up" if self._clock() >= self._deadline_s else None
 
     def agree(self, is_asked: bool) -> None:
-        """Take what all processes know: whether one of them is asked to stop."""
+        """Set what all processes have agreed on: whether one of them has a request to stop."""
         self.is_agreed = is_asked
 
     def in_agreement(self, ranks: RankGroup) -> None:
-        """Give up what all processes are doing if one of them is asked to stop.
+        """Interrupt what all processes are doing if one of them has a request to stop.
 
         Raises: StopRequested, on all of them.
         """
@@ -57,16 +57,16 @@ class Stop:
             raise StopRequested("asked to stop")
 
     def clear_file(self) -> None:
-        """Take the STOP file away once it is obeyed, so that the next start goes on."""
+        """Delete the STOP file once the run stops, so that the next start continues."""
         self._file.unlink(missing_ok=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals as wishes to stop while the block runs."""
+        """Treat signals as requests to stop while the block runs."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets only the main thread install handlers
             return
-        # What the starter had ignored, as nohup does with SIGHUP, stays ignored.
+        # A signal that the parent process ignored, as nohup does with SIGHUP, stays ignored.
         heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._note) for number in heard}
         try:
@@ -77,7 +77,7 @@ class Stop:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
-        if number == signal.SIGINT:  # a person who presses Ctrl-C twice will not wait for a checkpoint
+        if number == signal.SIGINT:  # a second Ctrl-C does not wait for a checkpoint
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

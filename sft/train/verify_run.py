@@ -1,4 +1,4 @@
-"""`sft verify RUN`: whole checkpoints, and steps that used exactly the packs that they should have."""
+"""`sft verify RUN`: check that checkpoints are whole and that every step used exactly the packs of its order."""
 
 import json
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from sft.train.monitor.ledger import BEGINNING, chained, read_lines
 from sft.train.run_folder import RunFolder
 
 NUM_SHOWN = 5
-"""Problems that are listed; of the others only the number is said."""
+"""Problems that are listed; the others are only counted."""
 
 
 def verify_run(path: Path) -> Iterator[str]:
-    """One sentence for everything that holds.
+    """One sentence for each check that passed.
 
     Raises: ConfigError if the run has saved nothing, StorageError if a checkpoint is damaged, DataError if the ledger
-    is not what the run should have done.
+    differs from the order of the run.
     """
     folder, states = RunFolder(path), []
     for checkpoint in published(folder.checkpoints):
@@ -62,7 +62,7 @@ def _verified_ledger(folder: RunFolder, states: list[State]) -> str:
 
 
 def _wrong_steps(path: Path, order: Order, num_steps: int) -> Iterator[str]:
-    """What the steps have used that is not what the order gives them, in which every epoch has each pack once."""
+    """Steps whose packs differ from the order of the run, in which every epoch has each pack once."""
     entries = [json.loads(line) for line in read_lines(path)][:num_steps]
     if len(entries) < num_steps:
         yield f"it has {len(entries)} whole lines, the newest checkpoint is of step {num_steps}"
@@ -75,7 +75,7 @@ def _wrong_steps(path: Path, order: Order, num_steps: int) -> Iterator[str]:
 
 
 def _broken_chain(path: Path, states: list[State]) -> Iterator[str]:
-    """What does not fit between the ledger and the hashes of it that the checkpoints keep."""
+    """Mismatches between the ledger and the hashes of it in the checkpoints."""
     digests = [BEGINNING]
     for line in read_lines(path):
         digests.append(chained(digests[-1], line))

@@ -66,7 +66,7 @@ def prepare_own(work: Work) -> Job:
                 patches.enter_context(watch.calls("engine", TorchEngine, function))
             patches.enter_context(watch.items("loader", loop, "shared_batches"))
             patches.enter_context(watch.calls("logging", metrics.Tracker, "log"))
-            patches.enter_context(watch.calls("ledger", loop, "settle"))
+            patches.enter_context(watch.calls("ledger", loop, "exchange_status"))
             loop.train(config)
         told = records.read_records(Path(config.out) / "metrics.jsonl")
         return [record for record in told if record["kind"] == records.STEP]

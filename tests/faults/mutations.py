@@ -114,11 +114,11 @@ def zero_moments() -> None:
 def deaf_to_others() -> None:
     """Let every process stop on its own account."""
 
-    def settling(original: Any, run: Any) -> None:
+    def exchanging(original: Any, run: Any) -> None:
         original(run)
         run.stop.is_agreed = run.stop.reason() is not None
 
-    failpoints.replace("sft.train.loop:settle", settling)
+    failpoints.replace("sft.train.loop:exchange_status", exchanging)
 
 
 def one_failure() -> None:

@@ -52,4 +52,4 @@ def test_ranks_that_do_not_all_meet_leave_with_71_and_name_the_place(
 def test_port_that_something_else_uses_ends_with_71_and_is_named(rank: int, start: Start, taken_port: int) -> None:
     (process,) = start(partial(meet, taken_port, rank, 2))
     assert process.exit_code() == 71
-    assert f"sft: 127.0.0.1:{taken_port}: process {rank} of 2 found not all others there" in process.stderr
+    assert f"sft: 127.0.0.1:{taken_port}: process {rank} of 2 did not find all others there" in process.stderr

@@ -84,7 +84,7 @@ def test_records_arrive_and_the_key_only_where_it_belongs(config: TrainConfig, t
         said = report_online(config, server.url, tmp_path)
     assert [(row["optimizer_step"], row["step/loss"]) for row in server.rows()] == [(n, 1 / n) for n in range(1, 5)]
     assert "takes no more records" not in said
-    assert "going on offline" not in said
+    assert "continuing offline" not in said
     sent = b"".join(server.bodies)
     secrets = (CANARY.encode(), base64.b64encode(f"api:{CANARY}".encode()), str(tmp_path / "config.yaml").encode())
     assert [secret for secret in secrets if secret in sent] == []
@@ -99,7 +99,7 @@ def test_a_server_that_cannot_be_used_at_the_start_is_done_without(
         url = server.url
         said = report_online(config, url, tmp_path) if behaviour != "is gone" else ""
     said = said or report_online(config, url, tmp_path)
-    assert said.count("wandb cannot be reached, going on offline") == 1
+    assert said.count("wandb cannot be reached, continuing offline") == 1
     assert any(path.name.startswith("offline-run") for path in (Path(config.out) / "wandb").iterdir())
     assert CANARY not in said
 

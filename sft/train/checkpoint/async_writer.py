@@ -1,7 +1,7 @@
-"""Saving while training goes on: a thread of every process copies, writes and hashes; the first one publishes.
+"""Saving while training continues: a thread of every process copies, writes and hashes; the first one publishes.
 
 The copy is made while the next step's forward and backward pass run, since nothing changes a weight until that step's
-update; the update waits for it. What the training thread waits for, here and there, is the stall that is reported.
+update; the update waits for it. All the time that the training thread waits is reported as the stall.
 """
 
 import threading
@@ -25,10 +25,10 @@ from sft.train.distributed.ranks import RankGroup
 from sft.train.engine.base import TensorSlice
 
 IDLE, BUSY, WRITTEN = 0, 1, 2
-"""How far the save of one process is."""
+"""Progress of the save of one process."""
 
 WriteRest = Callable[[Path], list[Path]]
-"""Writes what a checkpoint holds besides tensors, and says which files; only the first process calls it."""
+"""Writes the files of a checkpoint that are not tensors, and returns them; only the first process calls it."""
 
 
 class AsyncWriter:
@@ -42,7 +42,7 @@ class AsyncWriter:
         self._files: dict[str, Any] = {}
         self._error: str | None = None
         self.stall_s = 0.0
-        """How long the save in progress has kept the training thread waiting."""
+        """Time that the training thread has waited for the save in progress."""
 
     @property
     def status(self) -> int:
@@ -59,7 +59,7 @@ class AsyncWriter:
         with self._ranks.raise_on_all():
             if self._ranks.is_first:
                 open_staging(final, num_bytes)
-        # Only a thread that came to its end takes this back, whatever else may happen to it.
+        # Only a thread that finishes resets this error.
         self._step, self._files, self._error = step, {}, "its writer ended early, see the log"
         self._is_copied.clear()
         work = (list(pieces), staging_path(final), write_rest if self._ranks.is_first else None, _Moment())
@@ -80,7 +80,7 @@ class AsyncWriter:
             self._thread.join()
 
     def publish(self) -> int:
-        """Give the checkpoint its final name, once every process has written its part; returns its step.
+        """Give the checkpoint its final name once every process has written its part; returns its step.
 
         Raises: StorageError on all processes if one of them could not write; nothing is left then.
         """
@@ -106,14 +106,14 @@ class AsyncWriter:
                 sync(path)
             self._files = {path.relative_to(folder).as_posix(): file_facts(path) for path in files}
             self._error = None
-        except (SftError, OSError, SafetensorError, RuntimeError) as error:  # writers of tensors raise their own
+        except (SftError, OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch raise their own
             self._error = str(error)
         finally:
             self._is_copied.set()
 
 
 class _Moment:
-    """A point in the work of the current device; CPUs do theirs at once."""
+    """A point in the work of the current device; on the CPU all work is done by then."""
 
     def __init__(self) -> None:
         self._event = torch.cuda.Event() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
@@ -123,11 +123,11 @@ class _Moment:
 
     @contextmanager
     def as_of_then(self) -> Iterator[None]:
-        """Copies made in the block see what was there at that point, and do not wait for work queued later."""
+        """Copies made in the block read the values of that point, and do not wait for work queued later."""
         if self._event is None:
             yield
             return
-        # A new thread starts on device 0, whichever one this process computes on.
+        # A new thread starts on device 0, whatever device this process uses.
         with torch.cuda.stream(torch.cuda.Stream(self._device)):  # type: ignore[no-untyped-call]
             self._event.wait()
             yield

@@ -1,6 +1,6 @@
-"""The whole life of a save: begin, wait, publish, retire old ones; the same decisions on every process.
+"""The lifecycle of a save: start, wait, publish, delete old ones; the same decisions on every process.
 
-A disk that refuses now and then costs checkpoints; one that refuses several times in a row ends the run.
+An occasional write error costs a checkpoint; several in a row end the run.
 """
 
 import logging
@@ -53,9 +53,9 @@ class Checkpointer:
         self._saved_step = saved_step
         """Step of the newest checkpoint, 0 if there is none."""
         self._saving_step, self._started_s = saved_step, 0.0
-        """Step of the last save that was begun, and when."""
+        """Step and time of the last save that was started."""
         self._num_failed = 0
-        """Saves in a row that the disk refused."""
+        """Consecutive saves that failed."""
 
     @property
     def is_written(self) -> bool:
@@ -63,9 +63,9 @@ class Checkpointer:
         return self._writer.status == WRITTEN
 
     def save(self, state: State) -> Path:
-        """Have a checkpoint of the last step, unless there is one, and wait for it.
+        """Save the last step, unless that is done, and wait for it.
 
-        Raises: StorageError if the disk refuses.
+        Raises: StorageError if it cannot be written.
         """
         self._begin(state)
         if self._writer.status != IDLE:
@@ -73,9 +73,9 @@ class Checkpointer:
         return checkpoint_path(self._checkpoints, state.step)
 
     def save_if_possible(self, state: State) -> None:
-        """Begin to save, but let a disk that refuses now and then cost no more than the checkpoint.
+        """Start to save; an occasional write error costs only the checkpoint.
 
-        Raises: StorageError if it refuses several times in a row.
+        Raises: StorageError if several saves in a row fail.
         """
         try:
             self._begin(state)
@@ -85,7 +85,7 @@ class Checkpointer:
             self._count_failure(error)
 
     def publish_if_possible(self) -> None:
-        """Publish the save that every process has written; one that a process could not write is given up.
+        """Publish a save that every process has written; drop it if a process could not write its part.
 
         Raises: StorageError if that happens several times in a row.
         """
@@ -103,7 +103,7 @@ class Checkpointer:
         self._writer.wait()
 
     def _begin(self, state: State) -> None:
-        """Begin to save the last step, unless that was done; an earlier save is finished first."""
+        """Start to save the last step, unless that is done; an earlier save is finished first."""
         if self._writer.status != IDLE:
             self.publish_if_possible()
         if self._saved_step == state.step:
@@ -111,14 +111,14 @@ class Checkpointer:
         self._watchdog.beat("save", state.step)
         self._saving_step, self._started_s = state.step, self._clock()
         require_equal_replicas(self._engine, self._ranks)
-        self._tracker.sync()  # before a checkpoint can say that these records exist
+        self._tracker.sync()  # before a checkpoint that counts on these records
         with self._ranks.raise_on_all():
-            self._ledger.sync()  # by the first process alone
+            self._ledger.sync()  # only on the first process
         rest, num_bytes = self._rest(state), self._engine.checkpoint_bytes
         self._writer.begin(state.step, num_bytes, self._engine.slices(), rest)
 
     def _rest(self, state: State) -> WriteRest:
-        """Writes what a checkpoint of this moment holds besides tensors, whenever it is called."""
+        """A function that writes the part of a checkpoint of this step that is not tensors."""
 
         def write(folder: Path) -> list[Path]:
             shutil.copyfile(self._tokenizer, folder / TOKENIZER)
@@ -128,7 +128,7 @@ class Checkpointer:
         return write
 
     def _publish(self) -> None:
-        """Wait for the save in progress, give it its final name and retire old ones."""
+        """Wait for the save in progress, give it its final name and delete old ones."""
         self._watchdog.beat("save", self._saving_step)
         self._writer.wait()
         self._saved_step, self._num_failed = self._writer.publish(), 0
@@ -142,11 +142,11 @@ class Checkpointer:
         if self._num_failed == MAX_FAILED_SAVES:
             raise error
         if self._ranks.is_first:
-            log.warning("step %d was not saved, going on: %s", self._saving_step, error)
+            log.warning("step %d was not saved, training continues: %s", self._saving_step, error)
 
 
 def retire(checkpoints: Path, config: CheckpointConfig) -> None:
-    """Delete every checkpoint that there is no reason to keep; what cannot be deleted costs space, never the run."""
+    """Delete every checkpoint that the config does not keep; one that cannot be deleted only costs space."""
     whole = [folder for folder in published(checkpoints) if (folder / MANIFEST).is_file()]
     kept = set(kept_steps([(step_of(folder), _eval_loss(folder)) for folder in whole], config))
     for folder in whole:
@@ -154,7 +154,7 @@ def retire(checkpoints: Path, config: CheckpointConfig) -> None:
             continue
         trash = folder.with_name(f"{TRASH_PREFIX}{folder.name}")
         try:
-            folder.rename(trash)  # from now on nobody takes it for a checkpoint, however far the deletion gets
+            folder.rename(trash)  # no longer a checkpoint, even if the deletion stops halfway
             shutil.rmtree(trash)
         except OSError as error:
             log.warning("%s cannot be deleted: %s", folder, error)
@@ -172,5 +172,5 @@ def kept_steps(found: Sequence[tuple[int, float | None]], config: CheckpointConf
 def _eval_loss(folder: Path) -> float | None:
     try:
         return State.read(folder).eval_loss
-    except StorageError:  # its damage is told when somebody wants to load it
+    except StorageError:  # the damage is reported when it is loaded
         return None

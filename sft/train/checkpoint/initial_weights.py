@@ -1,4 +1,4 @@
-"""The weights that a run starts from: a Hugging Face folder's, or fresh numbers in a named shape."""
+"""The weights that a run starts from: those of a Hugging Face folder, or random ones in a named shape."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ SCRATCH = "scratch"
 def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
     """The shape of the model to start from.
 
-    Raises: ConfigError listing everything in which weights, preset and shards do not fit together.
+    Raises: ConfigError listing every mismatch between weights, preset and shards.
     """
     shape = _scratch_shape(init) if init.weights == SCRATCH else read_config(Path(init.weights))
     misfits = [*problems(shape), *_misfits(shape, init, shards)]
@@ -38,7 +38,7 @@ def starting_shape(init: InitConfig, shards: Shards) -> ModelConfig:
 
 
 class StartingWeights:
-    """The first weights of a run, for an engine to take its share of."""
+    """The first weights of a run, from which an engine reads its share."""
 
     def __init__(self, init: InitConfig, shape: ModelConfig, seed: int, lora: LoraConfig = PLAIN) -> None:
         self._seed, self._shapes = seed, parameter_shapes(shape, lora)
@@ -50,7 +50,7 @@ class StartingWeights:
             self._fresh = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
-        """The elements of a flattened parameter from start to stop; moments begin at 0."""
+        """The elements of a flattened parameter from start to stop; moments start at 0."""
         if kind != "weight":
             return torch.zeros(stop - start)
         if is_adapter(name):

@@ -1,4 +1,4 @@
-"""Processes that hold the same weights must hold the same bits; a device that miscalculates shows here, if anywhere."""
+"""Checks that replicas hold the same weights bit for bit, which detects a device that computes wrong results."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,11 @@ from sft.train.engine.base import Engine
 from sft.train.engine.fsdp import local
 
 MODULUS = 1 << 52
-"""A float of an exchange holds whole numbers below it exactly."""
+"""Whole numbers below it are exact in the floats that processes exchange."""
 
 
 def require_equal_replicas(engine: Engine, ranks: RankGroup) -> None:
-    """Refuse to save weights of which not all copies are equal.
+    """Refuse to save weights whose replicas differ.
 
     Raises: PeerError naming the processes that differ from the first one with the same share.
     """
@@ -33,6 +33,6 @@ def require_equal_replicas(engine: Engine, ranks: RankGroup) -> None:
 
 @torch.no_grad()
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """A number that changes with any bit of the tensors' local shares."""
+    """A checksum over the bits of the tensors' local shares."""
     sums = [local(tensor).view(torch.int32).sum(dtype=torch.int64) for tensor in tensors]
     return int(torch.stack(sums).sum()) % MODULUS

@@ -1,4 +1,4 @@
-"""PyTorch's random generators as text. No step draws from them today; a resume keeps them all the same."""
+"""PyTorch's random generators as text. No step uses them today, but a resume restores them."""
 
 import torch
 
@@ -12,7 +12,7 @@ def random_state() -> dict[str, str]:
 
 
 def restore_random_state(state: dict[str, str]) -> None:
-    """Set the generators to a state that `random_state` returned; devices that are not here are left out."""
+    """Set the generators to a state that `random_state` returned; devices that this machine lacks are skipped."""
     tensors = {device: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8) for device, text in state.items()}
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What a checkpoint knows besides tensors: where the run stands, with what, and from what it goes on."""
+"""The state of a run in a checkpoint, besides tensors: progress, config, shards, counts and random generators."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ from sft.train.run_layout import STATE_FILE
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint knows besides tensors."""
+    """The state of a run in a checkpoint, besides tensors."""
 
     step: int
     """Optimizer steps done."""
     position: int
-    """Packs consumed, repeats of later epochs counted."""
+    """Packs consumed, repeats in later epochs included."""
     epoch: float
     counts: Counts
     identity: Identity
@@ -31,7 +31,7 @@ class State:
     shards: dict[str, Any]
     """Name, content digest, sources and licenses of the build it was trained on."""
     engine: dict[str, Any]
-    """What the engine keeps besides tensors."""
+    """State of the engine besides tensors."""
     ledger: str
     """Hash of the ledger up to this step."""
     eval_loss: float | None
@@ -40,7 +40,7 @@ class State:
     """State of PyTorch's random generators by device, as hex digits."""
     versions: dict[str, str]
     trainer: dict[str, Any] = field(default_factory=dict)
-    """What a trainer with state of its own keeps, by its name, as JSON values; next-token fine-tuning has none."""
+    """State of other trainers, by name, as JSON values; next-token fine-tuning has none."""
 
     @property
     def lora(self) -> LoraConfig:
@@ -59,5 +59,5 @@ class State:
             return cls(**{**values, "counts": Counts(**values["counts"])})
 
     def write(self, folder: Path) -> None:
-        """Put state.json into the folder."""
+        """Write state.json to the folder."""
         write_text(folder / STATE_FILE, json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n")

@@ -1,7 +1,7 @@
-"""Checkpoints: published as a whole, loaded only if every hash is true, set aside if not.
+"""Checkpoints: published atomically, loaded only if every hash matches, set aside if not.
 
 A checkpoint is a folder with fp32 weights and AdamW's moments (tensors.py), config.json, tokenizer.json, state.json and
-the manifest. Its name gives its step, and the step alone decides which one is the newest.
+the manifest. Its name contains its step, and only the step decides which one is the newest.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def open_staging(final: Path, num_bytes: int) -> Path:
     """
     _require_space(final.parent, num_bytes)
     with contextlib.suppress(OSError):
-        final.rmdir()  # an empty folder is nobody's checkpoint; any other stays and is refused here
+        final.rmdir()  # an empty folder is not a checkpoint; any other folder stays and is refused here
     staging = staging_path(final)
     if final.exists():
         raise StorageError("exists already and is never overwritten", on=final, hint="name another folder")
@@ -58,21 +58,21 @@ def open_staging(final: Path, num_bytes: int) -> Path:
 def publish_staging(final: Path, step: int, files: Mapping[str, dict[str, Any]], errors: Sequence[str]) -> None:
     """Give a prepared checkpoint its manifest, with these facts of its synced files, and then its final name.
 
-    Raises: StorageError if there were errors, or the disk refuses; nothing is left then.
+    Raises: StorageError if there were errors, or the disk refuses; no file is left then.
     """
     staging = staging_path(final)
     try:
         if errors:
             raise OSError("; ".join(errors))
         write_manifest_of(staging, KIND, SCHEMA_VERSION, {"step": step}, files)
-        # A name that the disk does not know yet could be lost by a power cut after the rename.
+        # A name that is not synced yet could be lost by a power cut after the rename.
         sync_folder(staging)
         staging.rename(final)
         try:
             # Without this a power cut after the rename may bring the staging name back.
             sync_folder(final.parent)
         except OSError:
-            final.rename(staging)  # or the next try would find the name taken
+            final.rename(staging)  # otherwise the next try would find the name taken
             raise
     except OSError as error:
         raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
@@ -83,8 +83,8 @@ def publish_staging(final: Path, step: int, files: Mapping[str, dict[str, Any]],
 def newest_whole(checkpoints: Path, *, set_aside: bool) -> Path | None:
     """The newest checkpoint whose files are all as published, or None.
 
-    Every damaged one on the way is warned about. The run itself sets it aside under another name, so that it counts as
-    history but is never taken again; whoever only reads the run leaves it where it is.
+    Every newer one that is damaged is reported as a warning. With `set_aside`, as the run itself calls it, each is
+    renamed, so that it counts as history but is never loaded again; commands that only read the run leave it in place.
 
     Raises: StorageError if one was written by a newer version of this program.
     """
@@ -100,7 +100,7 @@ def newest_whole(checkpoints: Path, *, set_aside: bool) -> Path | None:
 def require_whole(folder: Path) -> State:
     """The state of a checkpoint that is to be evaluated or exported.
 
-    Raises: StorageError if it is no checkpoint, or not as it was published.
+    Raises: StorageError if it is not a checkpoint, or differs from what was published.
     """
     problems = list(damage(folder))
     if problems:
@@ -109,9 +109,9 @@ def require_whole(folder: Path) -> State:
 
 
 def damage(folder: Path) -> Iterator[str]:
-    """One sentence for everything that is wrong with a checkpoint.
+    """One sentence for each problem of a checkpoint.
 
-    Raises: StorageError if it was written by a newer version of this program, or the disk refuses: that is no damage.
+    Raises: StorageError if it was written by a newer version of this program, or the disk refuses, which is not damage.
     """
     try:
         manifest = read_manifest(folder, KIND, SCHEMA_VERSION)
@@ -124,11 +124,11 @@ def damage(folder: Path) -> Iterator[str]:
     except (KeyError, TypeError, AttributeError) as broken:  # a flipped bit in one of the manifest's own keys
         yield f"{MANIFEST}: {broken!r}"
     except OSError as error:
-        raise StorageError(f"cannot be read: {error}", on=folder, hint="try again once the disk is well") from error
+        raise StorageError(f"cannot be read: {error}", on=folder, hint="check the disk and try again") from error
 
 
 def published(checkpoints: Path) -> list[Path]:
-    """Every folder under a checkpoint's final name, the newest step first."""
+    """Every folder with the final name of a checkpoint, the newest step first."""
     folders = [path for path in checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name)]
     return sorted(folders, key=lambda path: path.name, reverse=True)
 

@@ -24,7 +24,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def write_slices(pieces: Iterable[TensorSlice], shape: ModelConfig, folder: Path, rank: int, size: int) -> list[Path]:
-    """Write what this process has to save; the first one writes config.json too. Returns the files."""
+    """Write this process's part; the first process writes config.json too. Returns the files."""
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     for piece in pieces:
@@ -44,13 +44,13 @@ def write_slices(pieces: Iterable[TensorSlice], shape: ModelConfig, folder: Path
 
 
 class StoredSlices:
-    """What the processes of a run have saved.
+    """The tensors that the processes of a run have saved.
 
     Raises: DataError if the files do not hold exactly this model's parameters and, where there are any, moments.
     """
 
     def __init__(self, folder: Path, weights: StoredTensors, trained: Iterable[str] | None = None) -> None:
-        """`trained` names the parameters that have moments; all do without it."""
+        """`trained` names the parameters that have moments; by default all do."""
         self._folder, self._weights, shapes = folder, weights, weights.shapes
         files = sorted(folder.glob("optimizer*.safetensors"))
         names = {f"{name}.{kind}": shapes[name] for name in trained or shapes for kind in MOMENTS}
@@ -75,12 +75,12 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _hold_anything(files: Iterable[Path]) -> bool:
-    """False for what was saved before the first update."""
+    """False for a checkpoint saved before the first update."""
     for file in files:
         try:
             with safe_open(file, framework="pt") as stream:
                 if stream.keys():
                     return True
         except SafetensorError:
-            return True  # reading it tells what is wrong
+            return True  # reading it reports the error
     return False

@@ -1,4 +1,4 @@
-"""What a collective says when another rank has died, in words that help."""
+"""Turn the errors that collectives raise when a rank has died into PeerError."""
 
 import re
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from sft.errors import PeerError
 from sft.train.run_layout import STACKS
 
 GLOO = re.compile(r"\bgloo\b|connection (?:closed|reset|refused)|timed out waiting|broken pipe|NCCL", re.IGNORECASE)
-"""What gloo, which has no error type of its own, says when it lost a rank or waited for one too long."""
+"""Messages of gloo, which has no error type of its own, when it lost a rank or a wait timed out."""
 
 
 @contextmanager
 def as_peer_errors() -> Iterator[None]:
-    """Turn what a collective raises for a lost rank into an error that a user can act on.
+    """Turn the error of a collective that lost a rank into a PeerError with a next step.
 
-    Raises: PeerError; after it no collective can work, so the process only has to leave.
+    Raises: PeerError; no collective works after it, so the process must exit.
     """
     try:
         yield
@@ -26,17 +26,17 @@ def as_peer_errors() -> Iterator[None]:
             raise
         raise PeerError(
             f"lost another rank: {_gist(error)}",
-            hint=f"the rank that went first says why in its own log or in {STACKS}/ of the run folder; "
-            "the same command goes on from the newest checkpoint",
+            hint=f"the rank that failed first reports the reason in its own log or in {STACKS}/ of the run folder; "
+            "the same command continues from the newest checkpoint",
         ) from error
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """True if another process, and not the work of this one, is why a collective failed."""
+    """True if a collective failed because of another process."""
     return isinstance(error, DistError) or GLOO.search(str(error)) is not None
 
 
 def _gist(error: RuntimeError) -> str:
-    """Its first sentence, without the place in the library that raised it."""
+    """The first sentence of the error, without the source location in the library."""
     sentence = str(error).strip().split("\n")[0].split(". ")[0]
     return re.sub(r"^(?:\[[^\]]*\]\s*)+:?\s*", "", sentence) or type(error).__name__

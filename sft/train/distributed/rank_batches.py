@@ -1,4 +1,4 @@
-"""This process's share of the packs of a step, in as many batches as everybody else's."""
+"""This process's share of the packs of a step, in the same number of batches on every process."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +17,7 @@ def shared_batches(
     cost_per_token: float = 0.0,
     noise_seed: int | None = None,
 ) -> Iterator[Batch]:
-    """The batches of this process; who has fewer packs than others ends with an empty one.
+    """The batches of this process; a process with fewer packs than others ends with an empty batch.
 
     A token costs as much as attending to `cost_per_token` other tokens does.
     """
@@ -40,7 +40,7 @@ def my_share(split: Split, packs: Sequence[int], ranks: RankGroup, cost_per_toke
 
 
 def require_mask(batch: Batch, split: Split, shards: str) -> None:
-    """Make sure that the masks of a batch hold as many supervised tokens as their column says, which divides the loss.
+    """Check that the masks of a batch hold as many supervised tokens as num_supervised, which divides the loss.
 
     Raises: DataError if they do not.
     """
@@ -55,6 +55,6 @@ def require_mask(batch: Batch, split: Split, shards: str) -> None:
 
 
 def pack_cost(split: Split, pack: int, cost_per_token: float = 0.0) -> float:
-    """What a pack costs, in pairs of tokens that attend to each other."""
+    """The cost of a pack, in pairs of tokens that attend to each other."""
     lengths_N = split[pack].doc_lengths_N.astype(float)
     return float((lengths_N * lengths_N).sum() / 2 + cost_per_token * lengths_N.sum())

@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other, besides tensors: small numbers and JSON, over a CPU connection.
+"""Exchanges of small numbers and JSON between the processes of a run, over a CPU process group.
 
-Every function is called by all of them, in the same order. One process alone talks to nobody.
+All processes call every function in the same order. A single process communicates with no other.
 """
 
 import json
@@ -22,22 +22,22 @@ from sft.train.distributed.world import World
 
 STDERR = 2
 LONGEST_MEETING_TIMEOUTS = 3.0
-"""Meeting takes three steps that keep the limit, but one without end where a stranger listens at the port."""
+"""Connecting takes three steps that respect the timeout, but hangs if another program listens at the port."""
 
 
 class RankGroup:
-    """This process among those of its run."""
+    """The processes of a run, as seen from this one."""
 
     def __init__(self, world: World, group: "dist.ProcessGroup | None" = None) -> None:
         self.rank, self.size, self._group = world.rank, world.size, group
 
     @property
     def is_first(self) -> bool:
-        """True for the one process that writes what is written once."""
+        """True for rank 0, which writes everything that is written once."""
         return self.rank == 0
 
     def gather(self, values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-        """Everybody's numbers, as many from each.
+        """The numbers of all ranks, equally many from each.
 
         Shapes: (size, number of values).
         """
@@ -47,7 +47,7 @@ class RankGroup:
         return torch.stack(self._all(mine)).numpy()
 
     def gather_json(self, value: Any) -> list[Any]:
-        """Everybody's JSON value, by rank."""
+        """The JSON values of all ranks, by rank."""
         if self._group is None:
             return [value]
         mine = json.dumps(value).encode()
@@ -63,7 +63,7 @@ class RankGroup:
 
     @contextmanager
     def raise_on_all(self) -> Iterator[None]:
-        """Leave the block with an SftError on every process if any of them had one: nobody waits for who has left."""
+        """Raise an SftError on every process if any raised one in the block, so that none waits for a failed one."""
         error: SftError | None = None
         try:
             yield
@@ -75,7 +75,7 @@ class RankGroup:
             if error is None:
                 raise
         if error is not None:
-            raise error  # the cause, even where it cannot be told to the others any more
+            raise error  # the cause, even if it can no longer be sent to the others
         for rank, found in enumerate(everybody):
             if found is not None:
                 raise from_json(found, f"process {rank}")
@@ -97,7 +97,7 @@ def connected(
 ) -> Iterator[RankGroup]:
     """Connect the processes of a run; tensors of models travel over NCCL between GPUs.
 
-    Raises: ConfigError if the launcher named no meeting place, PeerError if not everybody comes there in time.
+    Raises: ConfigError if the launcher named no meeting place, PeerError if not all processes connect in time.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -111,7 +111,7 @@ def connected(
         )
     timeout = timedelta(seconds=timeout_s)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if init_method == "env://" else init_method
-    what = f"process {world.rank} of {world.size} found not all others there"
+    what = f"process {world.rank} of {world.size} did not find all others there"
     hint = "did all of them start, with the same number of processes? is the port free?"
     try:
         with ended_after(LONGEST_MEETING_TIMEOUTS * timeout_s, PeerError(what, on=place, hint=hint)):
@@ -128,14 +128,14 @@ def connected(
     try:
         yield RankGroup(world, group)
     except PeerError:
-        raise  # tearing down the group would wait for the lost rank once more
+        raise  # after a lost rank, destroying the group would wait for it again
     else:
         dist.destroy_process_group()
 
 
 @contextmanager
 def ended_after(limit_s: float, error: SftError, leave: Callable[[int], object] = os._exit) -> Iterator[None]:
-    """Say the error and leave with its code if the block takes longer than the limit, wherever it waits."""
+    """Print the error and exit with its code if the block takes longer than the limit, wherever it waits."""
 
     def end() -> None:
         os.write(STDERR, f"sft: {error}\n".encode())

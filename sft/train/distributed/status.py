@@ -1,4 +1,4 @@
-"""What every process tells all others once per step, in a single exchange."""
+"""The status that all processes exchange once per step, in a single collective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from sft.errors import PeerError
 from sft.train.distributed.ranks import RankGroup
 
 NO_PACK = -1
-"""Fills the places of processes that computed fewer packs than others."""
+"""Padding for processes that computed fewer packs than others."""
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """Where a process stands after a step."""
+    """The status of a process after a step."""
 
     step: int
     """Optimizer steps done."""
@@ -23,14 +23,14 @@ class RankStatus:
     is_save_written: bool
     """True if it has written its part of the save in progress."""
     loading_s: float
-    """How long it has loaded batches during the step."""
+    """Time spent loading batches during the step."""
     probe_s: float
-    """How long a fixed piece of arithmetic takes its device."""
+    """Time that its device takes for a fixed computation."""
     packs: tuple[int, ...]
     """The packs that it has computed in the step."""
 
     def exchange(self, ranks: RankGroup, batch_packs: int) -> list["RankStatus"]:
-        """Everybody's status by rank; a step has at most `batch_packs` packs, dealt evenly.
+        """The status of all ranks, by rank; a step has at most `batch_packs` packs, divided evenly.
 
         Raises: PeerError if not all have done the same number of steps.
         """
@@ -40,7 +40,7 @@ class RankStatus:
         return everybody
 
     def pack(self, most_packs: int) -> list[float]:
-        """The status as numbers, as many for every process: the packs in `most_packs` places at the end."""
+        """The status as numbers, equally many on every process: the packs are padded to `most_packs` at the end."""
         facts = [self.step, self.is_asked_to_stop, self.is_save_written, self.loading_s, self.probe_s]
         return [*facts, *self.packs, *[NO_PACK] * (most_packs - len(self.packs))]
 
@@ -59,4 +59,4 @@ def require_same_step(statuses: Sequence[RankStatus]) -> None:
     """
     steps = [status.step for status in statuses]
     if len(set(steps)) > 1:
-        raise PeerError(f"the processes are at different steps: {steps}", hint="start them anew")
+        raise PeerError(f"the processes are at different steps: {steps}", hint="start them again")

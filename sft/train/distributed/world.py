@@ -1,4 +1,4 @@
-"""Which process this is, among how many, and what it computes on."""
+"""The rank of this process, the number of processes, and the device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sft.config.model import Device
 from sft.errors import ConfigError
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
-"""Rank, number of processes and rank on this node: as torchrun says it, and srun."""
+"""Variables for rank, number of processes and rank on this node, as set by torchrun and by srun."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class World:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "World":
-        """The place that a launcher gave this process; alone without one.
+        """The rank that a launcher gave this process; without a launcher, a single process.
 
         Raises: ConfigError if the launcher's numbers contradict each other.
         """
@@ -40,14 +40,14 @@ class World:
         except ValueError:
             raise ConfigError(f"{shown}: expected whole numbers") from None
         if not (0 <= rank < size and 0 <= local_rank <= rank):
-            raise ConfigError(f"{shown}: no such place among {size} processes", hint="start it by torchrun or srun")
+            raise ConfigError(f"{shown}: no such rank among {size} processes", hint="start it by torchrun or srun")
         return cls(rank, size, local_rank)
 
 
 def choose_device(name: Device, local_rank: int = 0) -> torch.device:
     """The device to compute on.
 
-    Raises: ConfigError if CUDA is asked for and there is none, or fewer devices than processes.
+    Raises: ConfigError if CUDA is requested and there is none, or there are fewer devices than processes.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
@@ -57,7 +57,7 @@ def choose_device(name: Device, local_rank: int = 0) -> torch.device:
         )
     if name == "cpu" or not has_cuda:
         return torch.device("cpu")
-    # Slurm may show every process only its own device, which is number 0 then.
+    # Slurm may make only its own device visible to a process, as number 0.
     number = local_rank if torch.cuda.device_count() > 1 else 0
     if number >= torch.cuda.device_count():
         raise ConfigError(

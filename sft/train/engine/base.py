@@ -1,6 +1,6 @@
-"""What the loop asks of whatever runs the arithmetic: one device or many, PyTorch's own sharding or DeepSpeed's.
+"""The interface between the loop and an engine: one device or many, PyTorch's own sharding or DeepSpeed's.
 
-Every process of a run makes the same calls in the same order, and gets the same results of a step.
+Every process of a run makes the same calls in the same order, and gets the same result for a step.
 
 Shape letters: S supervised tokens of a batch.
 """
@@ -32,13 +32,13 @@ class StepResult:
     scale: float
     """fp16 loss scale that the step was computed with; 1 in other precisions."""
     is_skipped: bool
-    """True if loss or gradient was not finite; weights and optimizer state are untouched then."""
+    """True if loss or gradient was not finite; weights and optimizer state are then unchanged."""
     sums: Mapping[str, float] = field(default_factory=dict)
-    """Everything that the objective has summed over the step's supervised tokens, the loss among it."""
+    """All sums of the objective over the step's supervised tokens, the loss included."""
 
 
 EMPTY_STEP = StepResult(loss_sum=0.0, grad_norm=0.0, scale=SMALLEST_SCALE, is_skipped=False)
-"""The outcome of a step whose packs hold nothing to learn from; no engine is asked."""
+"""The outcome of a step whose packs hold no supervised token; no engine is called."""
 
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
 MOMENTS: tuple[Kind, Kind] = ("exp_avg", "exp_avg_sq")
@@ -47,20 +47,20 @@ MOMENTS: tuple[Kind, Kind] = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, eq=False)
 class TensorSlice:
-    """Neighbouring elements of a flattened parameter, or of one of its moments."""
+    """Contiguous elements of a flattened parameter, or of one of its moments."""
 
     kind: Kind
     name: str
-    """The parameter's."""
+    """Shape of the whole parameter."""
     start: int
     tensor: Tensor
-    """The elements themselves, not a copy, in fp32; in the parameter's shape if it is whole."""
+    """A view of the elements in fp32, not a copy; in the parameter's shape if it is whole."""
     is_whole: bool
     """True if these are all elements of the parameter."""
 
 
 class TensorSource(Protocol):
-    """Where an engine gets weights and moments from."""
+    """The source from which an engine loads weights and moments."""
 
     def flat(self, kind: Kind, name: str, start: int, stop: int) -> Tensor:
         """The elements of a flattened parameter, or of one of its moments, from start to stop, on the CPU."""
@@ -71,7 +71,7 @@ class Engine(Protocol):
 
     @property
     def model(self) -> LanguageModel:
-        """The model; its parameters may be no more than a share."""
+        """The model; its parameters may be only a share."""
 
     @property
     def is_shared(self) -> bool:
@@ -79,7 +79,7 @@ class Engine(Protocol):
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About how much a checkpoint takes, over all processes."""
+        """Approximate size of a checkpoint, over all processes."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """The arithmetic that the run computes in."""
@@ -88,31 +88,31 @@ class Engine(Protocol):
         """Add a micro-batch's share to the gradient of the step's mean loss, and to the objective's sums.
 
         `num_supervised` counts the supervised tokens of the whole optimizer step over all micro-batches and processes,
-        so that neither their number nor their size changes the gradient. The last micro-batch is the time to add up
-        what the processes have.
+        so that neither their number nor their size changes the gradient. With the last micro-batch the engine
+        adds up the gradients of all processes.
         """
 
     def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Loss of each supervised token, and whether it was the likeliest.
+        """Loss of each supervised token, and whether it was the most likely.
 
         Shapes: (S,), (S,).
         """
 
     def step(self, lr: float) -> StepResult:
-        """Clip, update the weights if everything is finite on every process, and forget the gradient."""
+        """Clip, update the weights if everything is finite on every process, and reset the gradient."""
 
     @property
     def share(self) -> int:
-        """Which share of the weights this process holds; processes with the same one hold the same."""
+        """The number of this process's share of the weights; processes with the same number hold the same share."""
 
     def slices(self) -> Iterator[TensorSlice]:
-        """What this process has to save: over all processes, every element of weights and moments once."""
+        """The slices that this process saves: over all processes, every element of weights and moments once."""
 
     def state(self) -> dict[str, Any]:
-        """What there is besides, the same on every process, as JSON values."""
+        """Other state, the same on every process, as JSON values."""
 
     def load(self, source: TensorSource) -> None:
-        """Take the weights to start from."""
+        """Load the weights to start from."""
 
     def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
-        """Go on from what any engine has saved, whatever the number of its processes."""
+        """Resume from a checkpoint of any engine with any number of processes."""

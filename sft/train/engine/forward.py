@@ -1,4 +1,4 @@
-"""A batch's way onto the device and through an objective, the same for every engine and for evaluation.
+"""Moves a batch to the device and through an objective, the same for every engine and for evaluation.
 
 Shape letters: T tokens of the batch, S supervised ones among them.
 """
@@ -18,13 +18,13 @@ from sft.model.embedding_noise import EmbeddingNoise
 from sft.model.objectives.base import CORRECT, LOSS
 
 Forward = Callable[..., dict[str, Tensor]]
-"""An objective, or whatever wraps it."""
+"""An objective, or a module that wraps it."""
 Measure = Callable[[Batch], tuple[NDArray[np.float64], NDArray[np.bool_]]]
-"""Loss of each supervised token of a batch, and whether it was the likeliest."""
+"""Loss of each supervised token of a batch, and whether it was the most likely."""
 
 
 class Inputs(NamedTuple):
-    """What an objective reads, on its device."""
+    """The inputs of an objective, on its device."""
 
     input_ids_T: Tensor
     documents: Documents
@@ -51,7 +51,7 @@ def named_sums(
 def measure(
     objective: Forward, device: torch.device, autocast: AbstractContextManager[object], batch: Batch
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Loss of each supervised token of a batch, and whether it was the likeliest.
+    """Loss of each supervised token of a batch, and whether it was the most likely.
 
     Shapes: (S,), (S,).
     """
@@ -64,5 +64,5 @@ def _sent(array_T: NDArray[Any], device: torch.device) -> Tensor:
     tensor_T = torch.from_numpy(array_T)
     if device.type != "cuda":
         return tensor_T.to(device)
-    # From pinned memory the copy does not wait for the kernels that are still queued.
+    # From pinned memory the copy does not wait for queued kernels.
     return tensor_T.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""FSDP2: every process keeps a share of each parameter, and gathers whole ones only while it computes with them."""
+"""FSDP2: every process keeps a share of each parameter, and gathers whole ones only for their computation."""
 
 import math
 
@@ -16,9 +16,9 @@ REPLICAS, SHARDS = "replicas", "shards"
 
 
 def make_mesh(device: torch.device, world_size: int, shard_size: int | None) -> DeviceMesh:
-    """The processes as replicas × shards: each group of `shard_size` processes holds the model once.
+    """The device mesh of replicas × shards: each group of `shard_size` processes holds the model once.
 
-    Raises: ConfigError if the processes cannot be grouped so.
+    Raises: ConfigError if the number of processes is not divisible by `shard_size`.
     """
     size = world_size if shard_size is None else shard_size
     if world_size % size:
@@ -30,7 +30,7 @@ def make_mesh(device: torch.device, world_size: int, shard_size: int | None) -> 
 
 
 def shard(objective: Objective, mesh: DeviceMesh, half: torch.dtype | None) -> None:
-    """Leave to each process its share of every parameter.
+    """Shard every parameter among the processes.
 
     Linear layers inside the blocks are gathered in half precision if that is what they are computed in: rounding
     before sending gives the same bits as rounding afterwards, at half the traffic. Everything else is gathered in fp32.
@@ -51,7 +51,7 @@ def shard(objective: Objective, mesh: DeviceMesh, half: torch.dtype | None) -> N
 
 
 def reduce_gradients(objective: Objective, *, now: bool) -> None:
-    """Whether the next backward pass adds up the gradients of all processes: only the last one of a step has to."""
+    """Set whether the next backward pass reduces gradients over all processes: only the last one of a step has to."""
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(now)
 
@@ -62,7 +62,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def local_start(parameter: Tensor) -> int:
-    """Where this process's share begins in the flattened parameter."""
+    """The start of this process's share in the flattened parameter."""
     if not isinstance(parameter, DTensor):
         return 0
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)

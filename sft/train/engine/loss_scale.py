@@ -10,13 +10,13 @@ class LossScale:
     """The factor that keeps fp16 gradients within the format's range; always a power of two, so it rounds nothing."""
 
     def __init__(self, config: Fp16Config | None) -> None:
-        """Without a config, in other precisions than fp16, it stays at the smallest."""
+        """Without a config, in precisions other than fp16, it stays at the minimum."""
         self._window = config.scale_window if config else None
         self.value = 2.0**config.initial_scale_power if config else SMALLEST_SCALE
         self._num_good = 0
 
     def update(self, *, is_finite: bool) -> None:
-        """Learn whether the gradient of a step was finite."""
+        """Adjust the scale after a step, given whether its gradient was finite."""
         if self._window is None:
             return
         if not is_finite:
@@ -27,9 +27,9 @@ class LossScale:
             self.value, self._num_good = self.value * 2, 0
 
     def state(self) -> dict[str, Any]:
-        """What it knows, as JSON values."""
+        """The state as JSON values."""
         return {"value": self.value, "num_good": self._num_good}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self.value, self._num_good = state["value"], state["num_good"]

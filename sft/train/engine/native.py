@@ -1,4 +1,4 @@
-"""AdamW in plain PyTorch, on one device or sharded over many: the reference that every other engine is proven against.
+"""AdamW in plain PyTorch, on one device or sharded over many: the reference that every other engine is tested against.
 
 Shape letters: S supervised tokens of a batch.
 """
@@ -33,7 +33,7 @@ class TorchEngine:
     def __init__(
         self, objective: Objective, config: TrainConfig, device: torch.device, mesh: DeviceMesh | None = None
     ) -> None:
-        """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
+        """Allocate memory for a model on the meta device; `load` or `restore` fills it."""
         self._objective, self._config, self._device, self._mesh = objective, config, device, mesh
         self.model = objective.model
         self.checkpoint_bytes = saved_bytes(self.model)
@@ -61,12 +61,12 @@ class TorchEngine:
         self._step_state.add(sums)
 
     def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Loss of each supervised token, and whether it was the likeliest."""
+        """Loss of each supervised token, and whether it was the most likely."""
         with as_peer_errors():
             return measure(self._objective, self._device, self.autocast(), batch)
 
     def step(self, lr: float) -> StepResult:
-        """Clip, update the weights if everything is finite on every process, and forget the gradient."""
+        """Clip, update the weights if everything is finite on every process, and reset the gradient."""
         gradients = [local(parameter.grad) for parameter in self._parameters.values() if parameter.grad is not None]
         sums, norm = self._totals(gradients)
         scale = self._step_state.gradient_scale
@@ -85,7 +85,7 @@ class TorchEngine:
         return self._mesh.get_local_rank(SHARDS) if self._mesh is not None else 0
 
     def slices(self) -> Iterator[TensorSlice]:
-        """What this process has to save."""
+        """The slices that this process saves."""
         if self._mesh is not None and self._mesh.get_local_rank(REPLICAS):
             return  # another replica holds the same
         for name, parameter in self._parameters.items():
@@ -100,13 +100,13 @@ class TorchEngine:
 
     @torch.no_grad()
     def load(self, source: TensorSource) -> None:
-        """Take the weights to start from."""
+        """Load the weights to start from."""
         for name, parameter in self._parameters.items():
             _fill(_slices("weight", name, parameter, parameter), source)
 
     @torch.no_grad()
     def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
-        """Go on from what any engine has saved."""
+        """Resume from a checkpoint of any engine."""
         self.load(source)
         self._step_state.restore(state)
         num_updates = self._step_state.num_updates
@@ -120,15 +120,15 @@ class TorchEngine:
             self._optimizer.state[parameter] = {"step": updates, **states}
 
     def _totals(self, gradients: list[Tensor]) -> tuple[dict[str, float], float]:
-        """The step's sums and the norm of its gradient as it is kept, over all processes."""
+        """The step's sums and its gradient norm with the loss scale still applied, over all processes."""
         norms = torch.stack(torch._foreach_norm(gradients)).double()
         totals = torch.cat((self._step_state.sums_M(), norms.square().sum()[None]))
         if self._mesh is not None:
             with as_peer_errors():
-                # Replicas have computed other packs, and hold the same gradients.
+                # Replicas have computed different packs, and hold the same gradients.
                 dist.all_reduce(totals[:-1], group=self._mesh.get_group(REPLICAS))
                 dist.all_reduce(totals, group=self._mesh.get_group(SHARDS))
-        # The one moment of a step at which the CPU waits for the device.
+        # The only point of a step at which the CPU waits for the device.
         *sums, square = totals.tolist()
         return self._step_state.named(sums), math.sqrt(square)
 

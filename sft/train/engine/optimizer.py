@@ -14,25 +14,25 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def saved_bytes(model: nn.Module) -> int:
-    """What a checkpoint takes: all weights, and AdamW's two moments of the trained ones."""
+    """Size of a checkpoint: all weights, and AdamW's two moments of the trained ones."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights + 2 * sum(parameter.nbytes for parameter in trained(model).values())
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """PyTorch's AdamW on the trained parameters: fused on the CPU too, so that offloading has nothing to compile."""
+    """PyTorch's AdamW on the trained parameters: fused on the CPU too, so that offloading compiles nothing."""
     groups = parameter_groups(model, config)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Let the next update take steps of this size."""
+    """Set the learning rate of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def unscale_and_clip_(gradients: list[Tensor], scale: float, grad_norm: float, clip_norm: float) -> None:
-    """Divide gradients by their scale, and limit the norm that they have then; a limit of 0 is none."""
+    """Divide gradients by their scale, then clip their norm; a limit of 0 means no clipping."""
     clip = min(1.0, clip_norm / grad_norm) if clip_norm and grad_norm else 1.0
     torch._foreach_mul_(gradients, clip / scale)
 
@@ -45,7 +45,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     decaying: list[Tensor] = []
     others: list[Tensor] = []
     for parameter in trained(model).values():
-        # Biases and norms are the vectors among the parameters; sharding leaves the number of dimensions as it is.
+        # Biases and norms are the vectors among the parameters; sharding keeps the number of dimensions.
         is_decaying = parameter.ndim > 1 or config.decay_biases_and_norms
         (decaying if is_decaying else others).append(parameter)
     groups = ({"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0})

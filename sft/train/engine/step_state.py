@@ -1,4 +1,4 @@
-"""What an engine keeps from micro-batch to micro-batch and from step to step, whoever divides its weights.
+"""The state that every engine keeps between micro-batches and between steps.
 
 Shape letters: M named sums of the objective.
 """
@@ -27,15 +27,14 @@ class StepState:
 
     @property
     def gradient_scale(self) -> float:
-        """How many times too large gradients are until the step.
+        """The factor by which gradients are scaled until the step.
 
-        Divided by the supervised tokens of a whole step, those of one token would be lost below the smallest fp16
-        number.
+        Divided by the supervised tokens of a whole step, the gradient of one token would underflow in fp16.
         """
         return self._batch_packs * self._loss_scale.value
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Count a micro-batch."""
+        """Add the sums of a micro-batch."""
         for name, total in self._sums.items():
             total += sums[name].detach()
 
@@ -48,7 +47,7 @@ class StepState:
         return dict(zip(self._sums, sums, strict=True))
 
     def finish(self, sums: Mapping[str, float], grad_norm: float, *, is_finite: bool) -> StepResult:
-        """The outcome of a step whose sums over all processes are these; the next one begins."""
+        """The outcome of a step whose sums over all processes are these; the next one starts."""
         scale = self._loss_scale.value
         self.num_updates += is_finite
         self._loss_scale.update(is_finite=is_finite)
@@ -61,6 +60,6 @@ class StepState:
         return {"num_updates": self.num_updates, "loss_scale": self._loss_scale.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self.num_updates = state["num_updates"]
         self._loss_scale.restore(state["loss_scale"])

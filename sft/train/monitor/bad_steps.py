@@ -1,4 +1,4 @@
-"""The steps that went wrong, each as a file with its numbers and the raw rows that it trained on."""
+"""The bad steps, each as a file with its numbers and the raw rows that it trained on."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from sft.storage.atomic import write_text
 from sft.storage.json_file import read_json
 
 MAX_FILES = 100
-"""A run that is sick for days must not fill the disk with the same story."""
+"""A run with bad steps for days must not fill the disk with similar files."""
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +28,23 @@ def write_bad_step(
     ended_the_run: bool,
     **facts: Any,
 ) -> Path | None:
-    """Write what is known about a step and every document in its packs; None if there is no room for it."""
+    """Write a step's numbers and every document in its packs; returns None if it cannot be written."""
     if not ended_the_run and len(list(path.parent.glob("*"))) >= MAX_FILES:
-        log.warning("%s holds %d files: step %d is told in metrics.jsonl only", path.parent, MAX_FILES, step)
+        log.warning("%s holds %d files: step %d is reported in metrics.jsonl only", path.parent, MAX_FILES, step)
         return None
     head = json.dumps({"step": step, "ended_the_run": ended_the_run, **facts}, allow_nan=False).removesuffix("}")
-    # A line for each document: a person will read this, or grep it.
+    # One line per document, for reading and grep.
     documents = ",\n".join(json.dumps(document, ensure_ascii=False) for document in _documents(split, table, packs))
     try:
         write_text(path, f'{head}, "documents": [\n{documents}\n]}}\n')
     except StorageError as error:
-        log.warning("step %d is told in metrics.jsonl only: %s", step, error)
+        log.warning("step %d is reported in metrics.jsonl only: %s", step, error)
         return None
     return path
 
 
 def read_bad_step(path: Path) -> dict[str, Any] | None:
-    """What was written about a step into this file, if anything was."""
+    """The content of a bad step's file, or None."""
     try:
         told = read_json(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run has counted so far, and when its loss leaps.
+"""The counts of a run so far, and the detection of loss spikes.
 
 Values only: every process of a run counts the same, and so does a resumed one.
 """
@@ -12,14 +12,14 @@ import numpy as np
 from sft.train.engine.base import SMALLEST_SCALE, StepResult
 
 SPIKE_FACTOR = 1.5
-"""A spike is at least this many times the mean: where losses hardly vary, a few sigmas are no event."""
+"""A spike is at least this many times the mean: where losses hardly vary, a few sigmas are not unusual."""
 SPIKE_FILL = 0.25
-"""Share of the window that must be filled before a loss is judged by it."""
+"""Share of the window that must be filled before a loss can be a spike."""
 
 
 @dataclass(frozen=True)
 class ScaleChange:
-    """The fp16 loss scale is another one than at the step before."""
+    """A change of the fp16 loss scale since the step before."""
 
     old: float
     new: float
@@ -28,7 +28,7 @@ class ScaleChange:
 
 @dataclass(frozen=True)
 class Spike:
-    """A loss far above those before it."""
+    """A loss far above the recent ones."""
 
     loss: float
     mean: float
@@ -37,13 +37,13 @@ class Spike:
 
 @dataclass
 class Counts:
-    """What a run has done and seen since its first step; JSON values, part of every checkpoint."""
+    """Counts since the first step of a run; JSON values, part of every checkpoint."""
 
     num_steps: int = 0
     num_tokens: int = 0
     num_supervised_tokens: int = 0
     num_skipped_steps: int = 0
-    """Steps whose loss or gradient was not finite; they left the weights alone."""
+    """Steps whose loss or gradient was not finite; they did not change the weights."""
     num_empty_steps: int = 0
     """Steps whose packs held no supervised token."""
     num_bad_in_a_row: int = 0
@@ -61,7 +61,7 @@ class Counts:
     num_spikes: int = 0
 
     def add(self, result: StepResult, num_tokens: int, num_supervised: int) -> None:
-        """Count one more step; one that had nothing to learn from neither forgives nor is bad."""
+        """Count one more step; one without supervised tokens is neither good nor bad."""
         self.num_steps += 1
         self.num_tokens += num_tokens
         self.num_supervised_tokens += num_supervised
@@ -74,7 +74,7 @@ class Counts:
             self.num_bad_in_a_row += 1
 
     def add_scale(self, scale: float) -> ScaleChange | None:
-        """Remember the loss scale that a step was computed with; what changed since the step before, if anything."""
+        """Remember the loss scale that a step was computed with; returns the change since the step before, if any."""
         old, self.scale = self.scale, scale
         self.smallest_scale = scale if self.smallest_scale is None else min(self.smallest_scale, scale)
         if old is None or old == scale:
@@ -84,10 +84,10 @@ class Counts:
         return ScaleChange(old, scale, "overflow" if scale < old else "no overflow for fp16.scale_window steps")
 
     def add_loss(self, loss: float, window: int, sigmas: float) -> Spike | None:
-        """Remember a step's loss; the spike, if one begins here.
+        """Remember a step's loss; returns the spike if one starts here.
 
         A loss above the limit enters the window as the limit: it neither hides the next spike by widening the spread,
-        nor keeps the run spiking for ever once losses have settled higher.
+        nor makes every later loss a spike once losses stay higher.
         """
         if not window or not math.isfinite(loss):
             return None
@@ -102,7 +102,7 @@ class Counts:
 
 
 def loss_limit(recent: Sequence[float], window: int, sigmas: float) -> float:
-    """The loss above which a step is a spike; infinity while too few losses are known."""
+    """The loss above which a step is a spike; infinity until enough losses are known."""
     if len(recent) < max(2, SPIKE_FILL * window):
         return math.inf
     mean = float(np.mean(recent))
@@ -110,16 +110,16 @@ def loss_limit(recent: Sequence[float], window: int, sigmas: float) -> float:
 
 
 def is_bad(result: StepResult) -> bool:
-    """Whether the step was skipped and nothing is left that could heal the next one.
+    """Whether the step was skipped and a lower loss scale cannot help the next one.
 
-    An fp16 gradient that overflows above the smallest loss scale is normal: the scale halves and training goes on.
+    An fp16 gradient that overflows above the smallest loss scale is normal: the scale halves and training continues.
     The loss itself does not depend on the scale.
     """
     return result.is_skipped and (result.scale <= SMALLEST_SCALE or not math.isfinite(result.loss_sum))
 
 
 def summary(counts: Counts) -> str:
-    """What was out of the ordinary in a run, as one line; empty if nothing was."""
+    """The unusual events of a run, as one line; empty if there were none."""
     return "; ".join(_remarks(counts))
 
 
@@ -139,5 +139,5 @@ def _remarks(counts: Counts) -> Iterator[str]:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun, in the plural if it is not one."""
+    """A number and its noun, plural unless the number is 1."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

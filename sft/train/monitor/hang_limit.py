@@ -1,4 +1,4 @@
-"""How long a process may go without a sign of life before it counts as stuck."""
+"""How long a process may make no progress before it counts as stuck."""
 
 import math
 from collections import deque
@@ -13,7 +13,7 @@ NUM_MEDIANS = 5.0
 
 
 class HangLimit:
-    """Learns from the steps done how long the next sign of life may take."""
+    """Derives the time limit for the next beat from the steps done."""
 
     def __init__(self, config: HangConfig) -> None:
         self._short_s = config.timeout_s or math.inf
@@ -24,13 +24,13 @@ class HangLimit:
 
     @property
     def limit_s(self) -> float:
-        """Seconds without a sign of life that are still normal; infinity if nobody wants to know."""
+        """Seconds without a beat that are still normal; infinity if the watchdog is switched off."""
         if self.phase != STEP or not self._steps_s:
             return self._long_s
         return max(self._short_s, NUM_MEDIANS * median(self._steps_s))
 
     def beat(self, phase: str, step: int, now_s: float) -> None:
-        """Take a sign of life; the first one that names another phase or step ends the one before."""
+        """Register a beat; the first one with another phase or step ends the phase before."""
         self._heard_s = now_s
         if (phase, step) == (self.phase, self.step):
             return
@@ -39,5 +39,5 @@ class HangLimit:
         self.phase, self.step, self._begun_s = phase, step, now_s
 
     def silent_s(self, now_s: float) -> float:
-        """Seconds since the last sign of life."""
+        """Seconds since the last beat."""
         return now_s - self._heard_s

@@ -1,6 +1,6 @@
-"""After every step: what is unusual about it is recorded, and a run that must not go on ends.
+"""Checks after every step: unusual events are recorded, and a run that must not continue ends.
 
-Every process comes to the same verdict; the first one writes about it.
+Every process reaches the same decision; the first one records it.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class HealthMonitor:
-    """Counts what a run does, reports what is unusual, and says when it must end."""
+    """Counts the steps of a run, reports unusual events, and ends a run that must not continue."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class HealthMonitor:
 
     @property
     def summary(self) -> str:
-        """What was out of the ordinary in the run, as one line; empty if nothing was."""
+        """The unusual events of the run, as one line; empty if there were none."""
         return summary(self.counts)
 
     def judge(self, packs: Sequence[int], result: StepResult, loss: float) -> None:
         """Record a changed loss scale, the start of a loss spike, and the rows of a bad step.
 
-        Raises: NumericsError if the run must not go on.
+        Raises: NumericsError if the run must not continue.
         """
         counts, config, step = self.counts, self._config, self.counts.num_steps
         if change := counts.add_scale(result.scale):
@@ -78,7 +78,7 @@ class HealthMonitor:
         step, folder = self.counts.num_steps, self._folder.path
         if self._is_first:
             log.warning(
-                "step %d: loss %.4g leaps above its recent mean of %.4g: `sft inspect %s --step %d` shows its rows",
+                "step %d: loss %.4g is far above its recent mean of %.4g: `sft inspect %s --step %d` shows its rows",
                 *(step, spike.loss, spike.mean, folder, step),
             )
 
@@ -111,7 +111,7 @@ def skip_reason(result: StepResult) -> str:
 def reason_to_end(
     counts: Counts, result: StepResult, loss: float, *, max_bad_steps: int, max_loss: float | None
 ) -> str | None:
-    """Why training must not go on after this step, or None."""
+    """Why training must not continue after this step, or None."""
     if is_bad(result) and counts.num_bad_in_a_row >= max_bad_steps:
         floor = " at the smallest loss scale" if result.scale <= SMALLEST_SCALE and counts.num_scale_cuts else ""
         return (

@@ -1,8 +1,8 @@
-"""A clock that rings in the C library: it needs neither the interpreter nor any thread that Python knows of.
+"""A timer in the C library: it needs neither the interpreter nor a Python thread.
 
-`faulthandler.dump_traceback_later(exit=True)` also ends a process in which a library holds the interpreter for ever,
+`faulthandler.dump_traceback_later(exit=True)` also ends a process in which a library holds the interpreter forever,
 but with code 1, which means a bug of ours, where 71 means that the cluster or another rank failed; a test shows both.
-Once faulthandler takes an exit code, it can take the place of this module.
+Once faulthandler accepts an exit code, it can replace this module.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ CLOCK_MONOTONIC = 1
 SIGEV_THREAD = 2
 SIGEVENT_BYTES = 64
 LIBRARIES = (None, "librt.so.1")
-"""Where Linux keeps its timers: in the C library, or beside it if that is old."""
+"""The libraries with Linux's timers: the C library, or librt beside an old one."""
 
 
 class _Event(ctypes.Structure):
@@ -30,15 +30,15 @@ class _Event(ctypes.Structure):
 
 
 class _Setting(ctypes.Structure):
-    """The kernel's `struct itimerspec`: how often to repeat, and when to ring first; all zeros is never."""
+    """The kernel's `struct itimerspec`: the interval, and the first expiry; all zeros is never."""
 
     _fields_ = tuple((name, ctypes.c_long) for name in ("every_s", "every_ns", "first_s", "first_ns"))
 
 
 class KernelTimer:
-    """Calls a function of the C library once, with one argument, in a thread of its own, when its time is over.
+    """Calls a function of the C library once, with one argument, in its own thread, when the timer expires.
 
-    Where the system has no such timers, nothing is ever called. A text lives as long as its timer: keep that.
+    On a system without such timers, nothing is ever called. A text lives as long as its timer: keep a reference.
     """
 
     def __init__(self, function: str, argument: int | bytes) -> None:
@@ -55,14 +55,14 @@ class KernelTimer:
             self._library = None
 
     def set(self, after_s: float) -> None:
-        """Ring after so many seconds, and not at the time set before; infinity is never."""
+        """Expire after this many seconds instead of at the time set before; infinity is never."""
         if self._library is not None:
             fraction, whole = math.modf(after_s if after_s < math.inf else 0.0)
             setting = _Setting(first_s=int(whole), first_ns=int(fraction * 1e9))
             self._library.timer_settime(self._id, 0, ctypes.byref(setting), None)
 
     def close(self) -> None:
-        """Never ring again."""
+        """Cancel the timer for good."""
         if self._library is not None:
             self._library.timer_delete(self._id)
             self._library = None

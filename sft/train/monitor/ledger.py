@@ -1,4 +1,4 @@
-"""ledger.jsonl: which packs every step really trained on, as the processes that computed them told it.
+"""ledger.jsonl: which packs every step really trained on, as reported by the processes that computed them.
 
 Every line is chained to those before it by a hash, which the checkpoints keep: a line cannot be lost or changed
 unnoticed. `sft verify RUN` compares the ledger with the order that the run should have followed.
@@ -20,7 +20,7 @@ class Ledger:
     """The ledger of a run in progress; without a path it only counts."""
 
     def __init__(self, path: Path | None = None, num_steps: int = 0) -> None:
-        """Go on after `num_steps` steps; what was written later belongs to steps that are taken again."""
+        """Continue after `num_steps` steps; later lines belong to steps that will be repeated."""
         self._path, self.digest, self._waiting = path, BEGINNING, b""
         self._num_bytes, self._computed = 0, list[int]()
         if path is not None:
@@ -32,23 +32,23 @@ class Ledger:
             self._num_bytes = len(text.encode())
 
     def note(self, packs: Sequence[int]) -> None:
-        """Remember what this process has computed of the step in progress."""
+        """Remember the packs that this process has computed in the step in progress."""
         self._computed += packs
 
     def take(self) -> tuple[int, ...]:
-        """What this process has computed since the last call."""
+        """The packs that this process has computed since the last call."""
         taken, self._computed = tuple(self._computed), []
         return taken
 
     def add(self, step: int, packs: Sequence[int]) -> None:
-        """Note what step `step`, counted from 1, has trained on."""
+        """Add the packs of step `step`, counted from 1."""
         line = json.dumps({"step": step, "packs": list(packs)})
         self.digest = chained(self.digest, line)
         if self._path is not None:
             self._waiting += f"{line}\n".encode()
 
     def sync(self) -> None:
-        """Write what was noted so far so that it survives a power cut; a checkpoint of these steps may follow then.
+        """Write all lines so far so that they survive a power cut; only then may a checkpoint of these steps follow.
 
         Raises: StorageError if the disk refuses; the next call tries again.
         """
@@ -56,7 +56,7 @@ class Ledger:
             return
         try:
             with self._path.open("r+b") as stream:
-                stream.truncate(self._num_bytes)  # of an earlier try, a part may be there
+                stream.truncate(self._num_bytes)  # an earlier try may have written a part
                 stream.seek(self._num_bytes)
                 stream.write(self._waiting)
                 stream.flush()
@@ -68,7 +68,7 @@ class Ledger:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The whole lines of a ledger, up to the first one that is none."""
+    """The whole lines of a ledger, up to the first broken one."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):

@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Somewhere records go."""
+    """A destination for records."""
 
     def write(self, record: Record) -> None:
         """Take one record."""
 
     def sync(self) -> None:
-        """Make everything taken so far survive a power cut."""
+        """Make all records so far survive a power cut."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Close the sink; no record follows."""
 
 
 class Tracker:
@@ -55,7 +55,7 @@ class Tracker:
 
 
 class MetricsFile:
-    """One JSON object per line; a disk that refuses costs records, never the run."""
+    """One JSON object per line; a failed write costs records, never the run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -108,13 +108,13 @@ class Guarded:
     def _tried(self, act: Callable[[], Any]) -> Any:
         try:
             return act()
-        except Exception as error:  # noqa: BLE001 - trackers raise much more than they say
+        except Exception as error:  # noqa: BLE001 - trackers raise more than they document
             self._sink = None
             log.warning("%s takes no more records, metrics.jsonl does: %s", self._name, error_text(error, os.environ))
 
 
 def open_tracker(config: TrainConfig, path: Path, records: Sequence[Record], run_id: str, *, step: int = 0) -> Tracker:
-    """A tracker for the next attempt, which goes on after `step`, of the run with these earlier records.
+    """A tracker for the next attempt, which continues after `step`, of the run with these earlier records.
 
     Raises: ConfigError if a tracker is switched on that is not installed.
     """

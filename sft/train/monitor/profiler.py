@@ -38,7 +38,7 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """Write what was recorded, if anything; a disk that refuses costs the profile, never the run."""
+        """Write what was recorded, if anything; a failed write costs the profile, never the run."""
         recorded, self._profile = self._profile, None
         if recorded is None:
             return

@@ -1,4 +1,4 @@
-"""The records of a run: their kinds, how metrics.jsonl is read, and which of them a later attempt took the place of."""
+"""The records of a run: their kinds, how metrics.jsonl is read, and which of them a later attempt has superseded."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def supersede(path: Path, records: Sequence[Record], step: int) -> None:
-    """Mark all records past `step`: the run goes on from there and will write them anew."""
+    """Mark all records past `step`: the run resumes from there and will write them again."""
     past = [record for record in records if record["step"] > step]
     for record in past:
         record["superseded"] = True
@@ -38,7 +38,7 @@ def supersede(path: Path, records: Sequence[Record], step: int) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """The value with numbers that are not finite as text, which JSON has no other way to write."""
+    """The value with numbers that are not finite as text, since JSON cannot represent them."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

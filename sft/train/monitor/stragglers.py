@@ -1,7 +1,7 @@
-"""Finds ranks that hold up the others, in a run in which all wait for each other many times per step.
+"""Finds ranks that slow down the others, in a run in which all wait for each other many times per step.
 
-Sharded engines meet inside every layer, so that the wall time of a step is the same on all ranks. What tells them apart
-is what they do without the others: get their batches, and a small piece of arithmetic made for the purpose.
+Sharded engines synchronize in every layer, so that the wall time of a step is the same on all ranks. They differ only
+in work that needs no other rank: loading batches, and a small matrix product that serves as a probe.
 
 R = ranks.
 """
@@ -19,14 +19,14 @@ CPU_SIDE, CUDA_SIDE = 256, 4096
 """Side of the square matrices of the probe: a millisecond or less on either device."""
 WINDOW_STEPS = 50
 NUM_WINDOWS = 3
-"""Windows in a row after which a rank counts as slow, or no longer does."""
+"""Consecutive windows after which a rank counts as slow, or no longer does."""
 SLOW_FACTOR = 1.3
 SHORTEST_STEP_S = 1e-9
 """Keeps rates finite when a coarse clock does not advance within a step."""
 
 
 class StragglerMonitor:
-    """Takes the time of every step, and of what this process does alone in it; names the ranks that all wait for."""
+    """Times every step, and the work of this process alone in it; names the ranks that all others wait for."""
 
     def __init__(self, device: torch.device, hosts: Sequence[str], clock: Callable[[], float]) -> None:
         self._clock, self._num_ranks = clock, len(hosts)
@@ -34,11 +34,11 @@ class StragglerMonitor:
         self._started_s = self._step_s = 0.0
 
     def start_step(self) -> None:
-        """A step begins."""
+        """Start the clock of a step."""
         self._started_s = self._clock()
 
     def end_step(self) -> float:
-        """The step has ended; how long it took."""
+        """Stop the clock of the step; returns its seconds."""
         self._step_s = max(self._clock() - self._started_s, SHORTEST_STEP_S)
         return self._step_s
 
@@ -51,20 +51,20 @@ class StragglerMonitor:
         return self._timer.take()
 
     def add(self, loading_s: Sequence[float], probe_s: Sequence[float]) -> list[str]:
-        """Compare what each rank took in the last step; returns what is new to say about ranks."""
+        """Compare the times of all ranks in the last step; returns new remarks about ranks."""
         if self._num_ranks == 1 or not self._step_s:
             return []
         return self._slow_ranks.add(own_seconds(self._step_s, np.array(loading_s), np.array(probe_s)))
 
 
 class RankTimer:
-    """Takes the time of what this process does alone within a step."""
+    """Times the work that this process does alone within a step."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
         self._clock, self._loading_s, self._probe_s = clock, 0.0, 0.0
         is_cuda = device.type == "cuda"
         side, dtype = (CUDA_SIDE, torch.bfloat16) if is_cuda else (CPU_SIDE, torch.float32)
-        # Not random: the run's generators are left alone.
+        # Not random, so that the run's generators are unchanged.
         self._matrix = torch.full((side, side), 0.5, dtype=dtype, device=device)
         self._product = torch.empty_like(self._matrix)
         self._events = _events() if is_cuda else None
@@ -95,7 +95,7 @@ class RankTimer:
         return taken
 
     def _probe(self) -> None:
-        """Multiply; a CUDA device does it later, and `take` reads its time one step later."""
+        """Multiply matrices; a CUDA device does it later, and `take` reads its time one step later."""
         started_s = self._clock()
         if self._events is not None:
             self._events[0].record()
@@ -107,9 +107,9 @@ class RankTimer:
 
 
 def own_seconds(step_s: float, loading_s_R: NDArray[np.float64], probe_s_R: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What a step that all began and ended together would have taken each rank alone, from what its RankTimer measured.
+    """The time that a step would have taken each rank alone, from the common wall time and its RankTimer.
 
-    The one that loads longest is waited for, and computing takes as long as the slowest device needs.
+    All wait for the rank that loads longest, and computing takes as long as the slowest device needs.
     """
     computing_s = max(step_s - loading_s_R.max(), 0.0)
     slowest_s = max(probe_s_R.max(), np.finfo(float).tiny)
@@ -125,16 +125,16 @@ class SlowRanks:
         self._seconds_by_step_R: list[NDArray[np.float64]] = []
         self._is_slow_R = np.zeros(len(hosts), bool)
         self._num_contrary_R = np.zeros(len(hosts), int)
-        """Windows in a row that speak against what a rank counts as."""
+        """Consecutive windows that contradict the current status of a rank."""
 
     def add(self, seconds_R: NDArray[np.float64]) -> list[str]:
-        """Take the seconds of one step that each rank would need alone; returns what is new to say about ranks."""
+        """Add the seconds that each rank would need alone for one step; returns new remarks about ranks."""
         self._seconds_by_step_R.append(seconds_R)
         if len(self._seconds_by_step_R) < self._window_steps:
             return []
         median_R = np.median(self._seconds_by_step_R, axis=0)
         self._seconds_by_step_R.clear()
-        # Of an even number of ranks the faster middle one: of two, the slow one would be half of its own yardstick.
+        # With an even number of ranks, the faster middle one: of two ranks, the slow one would raise its own reference.
         factor_R = median_R / max(np.quantile(median_R, 0.5, method="lower"), np.finfo(float).tiny)
         is_contrary_R = (factor_R >= SLOW_FACTOR) != self._is_slow_R
         self._num_contrary_R = np.where(is_contrary_R, self._num_contrary_R + 1, 0)

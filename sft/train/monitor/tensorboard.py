@@ -1,4 +1,4 @@
-"""TensorBoard, the only home of its package: event files in the run folder."""
+"""TensorBoard, and the only import of its package: event files in the run folder."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ class TensorBoardSink:
     """Event files for TensorBoard, a new one for each attempt."""
 
     def __init__(self, writer: Any, folder: Path, step: int) -> None:
-        # TensorBoard hides what earlier attempts wrote for this step or later ones: it is written anew.
+        # TensorBoard hides what earlier attempts wrote for this step or later ones, since these steps are repeated.
         purged = step + 1 if step else 0
         self._writer = writer(str(folder), purge_step=purged, flush_secs=FLUSH_S)
 

@@ -1,4 +1,4 @@
-"""Weights & Biases, the only home of its package: one run there for all attempts of a run here."""
+"""Weights & Biases, and the only import of its package: one wandb run for all attempts of a run."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from sft.redact import error_text
 from sft.train.monitor.records import Record, flat
 
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 15.0
-"""How long wandb may keep the run waiting; finishing must fit into the grace period after a SIGTERM."""
+"""How long the run waits for wandb; finishing must fit into the grace period after a SIGTERM."""
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ class WandbSink:
     """A Weights & Biases run; the same one after every resume."""
 
     def __init__(self, wandb: Any, config: TrainConfig, run_id: str, attempts: Mapping[str, int]) -> None:
-        """`attempts` says after which step each started: its points beyond the start of the next are superseded."""
-        # No source code, git remotes, arguments or console text leave the machine: they may hold secrets.
+        """`attempts` gives the step after which each started: points beyond the start of the next are superseded."""
+        # No source code, git remotes, arguments or console text are uploaded: they may hold secrets.
         settings = wandb.Settings(
             console="off",
             disable_code=True,
@@ -53,11 +53,11 @@ class WandbSink:
             if config.wandb.mode == "offline":
                 raise
             log.warning(
-                "wandb cannot be reached, going on offline (`wandb sync` sends it later): %s",
+                "wandb cannot be reached, continuing offline (`wandb sync` sends it later): %s",
                 error_text(error, os.environ),
             )
             self._run = init("offline", None)
-        # Own step axis: wandb's built-in one refuses to go back when a resumed run repeats steps.
+        # Own step axis: wandb's built-in one cannot go back when a resumed run repeats steps.
         self._run.define_metric("*", step_metric="optimizer_step")
 
     def write(self, record: Record) -> None:
@@ -76,7 +76,7 @@ def installed_wandb() -> Any:
 
     Raises: ConfigError if it is not installed.
     """
-    # Its own reports of errors hold traces, and at exit they wait for a server that may not answer.
+    # wandb's own error reports contain tracebacks, and at exit they wait for a server that may not answer.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         import wandb

@@ -1,7 +1,7 @@
-"""Ends a process that is stuck: at its limit it writes every thread's stack to a file, at twice that it leaves.
+"""Ends a process that is stuck: at its limit it writes every thread's stack to a file, at twice that it exits.
 
-A collective that one rank does not join holds up all ranks, so each has its own watchdog and leaves its own stacks.
-A thread speaks and leaves as long as the interpreter lets it. Behind it, a little later, stand faulthandler's thread
+A collective that one rank does not join blocks all ranks, so each has its own watchdog and writes its own stacks.
+A Python thread reports and exits if it can run. As a fallback, a little later, there are faulthandler's thread
 and two timers of the kernel, which need neither the interpreter nor its lock.
 """
 
@@ -29,9 +29,9 @@ from sft.train.run_layout import RunLayout
 EXIT_CODE = PeerError.exit_code
 LEAVE_AT_LIMITS = 2.0
 GRACE_LIMITS = 0.1
-"""What needs no interpreter waits so many limits longer, for the thread that tells more."""
+"""The fallbacks wait this many limits longer, since the Python thread reports more."""
 LEAVING_S = 60.0
-"""How long a rank that failed may take to tear down what it shared with others, which is where such ranks hang."""
+"""How long a failed rank may take to tear down its process groups, which is where such ranks hang."""
 LOOKS_PER_LIMIT, LONGEST_NAP_S = 20, 1.0
 STDERR = 2
 NUM_RANKS_SHOWN = 8
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class Watchdog:
     """Expects a `beat` within the limit for as long as the `with` block runs; see hang_limit.py for the limit.
 
-    Invariant: a process that does not beat ends with code 71, even if it holds the interpreter lock for ever; one of
+    Invariant: a process that does not beat ends with code 71, even if it holds the interpreter lock forever; one of
     several that leaves the block with an error ends with that error's code soon after, even if it hangs on the way.
     """
 
@@ -95,21 +95,21 @@ class Watchdog:
             KernelTimer("_exit", getattr(error, "exit_code", 1)).set(LEAVING_S)
 
     def beat(self, phase: str, step: int) -> None:
-        """Say that the process lives, and what it does now: hang_limit.STEP, or a phase that may take longer."""
+        """Report progress, and the current phase: hang_limit.STEP, or a phase that may take longer."""
         with self._lock:
             now_s = self._clock()
             silent_s = self._limit.silent_s(now_s)
             self._limit.beat(phase, step, now_s)
             limit_s = self._limit.limit_s
-            # Starting faulthandler's thread anew takes too long to do it at every sign of life.
+            # Restarting faulthandler's thread takes too long to do it at every beat.
             if limit_s != self._armed_limit_s or self._stage == "warned" or now_s - self._armed_s >= self._nap_s:
                 self._arm(limit_s, now_s)
             has_recovered, self._stage = self._stage == "warned", "fine"
         if has_recovered:
-            log.warning("went on after %.0f s without progress; its stacks are in %s", silent_s, self._path)
+            log.warning("continued after %.0f s without progress; its stacks are in %s", silent_s, self._path)
 
     def look(self) -> None:
-        """Warn or leave if it is time: what the thread does again and again."""
+        """Warn or exit if it is time; the thread calls this repeatedly."""
         with self._lock:
             if self._closed.is_set():
                 return
@@ -135,24 +135,24 @@ class Watchdog:
         self._exit.set((LEAVE_AT_LIMITS + 2 * GRACE_LIMITS) * limit_s)
 
     def _warn(self, silent_s: float) -> None:
-        # Under the interpreter lock nothing moves while the stacks are read, so the other way is not needed.
+        # The interpreter lock is held while the stacks are read, so no other thread runs meanwhile.
         faulthandler.cancel_dump_traceback_later()
         limit = self._limit
         what = f"no progress for {silent_s:.0f} s in step {limit.step} ({limit.phase})"
-        with suppress(OSError):  # a disk that is full does not keep the process from leaving
+        with suppress(OSError):  # a full disk does not keep the process from exiting
             when = datetime.now().isoformat(" ", "seconds")
             self._file.write(f"{when} {self._name}, process {os.getpid()}: {what}\n".encode())
             faulthandler.dump_traceback(self._file)
         left_s = (LEAVE_AT_LIMITS - 1) * limit.limit_s
-        self._say(f"{what}; its stacks are in {self._path}; it leaves in {left_s:.0f} s unless it goes on")
+        self._say(f"{what}; its stacks are in {self._path}; it leaves in {left_s:.0f} s unless it continues")
 
     def _say(self, text: str) -> None:
-        # Past sys.stderr, whose lock the stuck thread may hold; a closed one does not keep the process from leaving.
+        # Not through sys.stderr, whose lock the stuck thread may hold; a closed stderr does not prevent the exit.
         with suppress(OSError):
             os.write(STDERR, f"sft: {self._name}: {text}\n".encode())
 
     def _silent_ranks(self) -> str:
-        """Which ranks show no sign of life at all: stopped, gone, or cut off."""
+        """The ranks that wrote no stacks: stopped, gone, or disconnected."""
         ranks = range(self._world.size)
         silent = [str(rank) for rank in ranks if self._size(rank) <= self._sizes_before[rank]]
         shown = ", ".join(silent[:NUM_RANKS_SHOWN]) + (", …" if len(silent) > NUM_RANKS_SHOWN else "")
@@ -160,8 +160,8 @@ class Watchdog:
 
     def _advice(self) -> str:
         return (
-            f"leaving with code {EXIT_CODE}: {self._path.parent} shows where every rank stood; the same command goes "
-            "on from the newest checkpoint; if it was only slow, raise hang.timeout_s or hang.first_step_timeout_s"
+            f"leaving with code {EXIT_CODE}: {self._path.parent} shows where every rank was; the same command "
+            "continues from the newest checkpoint; if it was only slow, raise hang.timeout_s or hang.first_step_timeout_s"
         )
 
     def _size(self, rank: int) -> int:

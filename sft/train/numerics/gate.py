@@ -1,7 +1,7 @@
-"""The numerics gate: before the first step, prove on the real weights that this kernel in this precision is right.
+"""The numerics gate: before the first step, check on the real weights that this kernel in this precision is correct.
 
-Two forward passes that must agree bit for bit, one per document, and where one process holds all weights a forward
-and backward pass against fp32. Nothing stays behind: no gradient, no random number, no setting.
+Two forward passes that must agree bit for bit, one per document and, where one process holds all weights, a forward
+and backward pass against fp32. The gate leaves no trace: no gradient, no random state, no setting.
 
 Shape letters: T tokens of the pack without padding, S supervised ones among them, D width.
 """
@@ -29,9 +29,9 @@ from sft.train.engine.precision import HALF
 from sft.train.numerics.reference import computed, reference
 
 ROUNDING: dict[Precision, float] = {"fp32": 2.0**-17, "bf16": 2.0**-8, "fp16": 2.0**-11}
-"""Relative error of one rounding, in which all bounds below are counted.
+"""Relative error of one rounding, the unit of all bounds below.
 
-fp32 has seven bits of slack: its own 2^-24 says little about a long sum that another kernel adds up in another order.
+fp32 has seven bits of slack: its own 2^-24 says little about a long sum that another kernel adds in another order.
 """
 LOSS_BOUND, TOKEN_BOUND, HIDDEN_BOUND, WORST_HIDDEN_BOUND, ANGLE_BOUND = 0.5, 64, 16, 64, 128
 """Roundings allowed in the mean loss (relative, in nats below 1), a token's loss (nats, root mean square), the hidden
@@ -41,15 +41,15 @@ Source: measured on the CPU in bf16 and fp16 on six models of 4 to 16 layers and
 enlarged until logits spread by 2.7 as those of trained models do, and trained until the loss was almost 0. Healthy: at
 most 0.05, 6, 2.1, 3.1 and 27 roundings (4 before the loss vanishes and the gradient with it). Attention that crosses
 documents, starts them a token early or sees a token ahead: in bf16 hidden states are off by 23 to 280 roundings, the
-worst token by 140 to 380, the first layer's gradient by 90 to 370. The losses of fresh models say little of such
-faults; they guard head, targets and sums.
+worst token by 140 to 380, the first layer's gradient by 90 to 370. The losses of fresh models hardly show such
+faults; they check head, targets and sums.
 """
 NUM_NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Check:
-    """One number that was measured, and the largest that is right."""
+    """A measured number and its upper bound."""
 
     what: str
     measured: float
@@ -57,14 +57,14 @@ class Check:
 
     @property
     def is_passed(self) -> bool:
-        return self.measured <= self.bound  # False for what is not a number
+        return self.measured <= self.bound  # False for NaN
 
     def __str__(self) -> str:
         return f"{self.what}: {self.measured:.3g}, allowed {self.bound:.3g}"
 
 
 def pick(split: Split, packs: Sequence[int]) -> int:
-    """The first of these packs in which more than one document carries loss, or the first of all."""
+    """The first of these packs in which more than one document has loss, or else the first pack."""
     for index in packs:
         pack = split[index]
         if sum(pack.loss_mask_T[place][1:].any() for _, place in pack.documents()) > 1:
@@ -73,7 +73,7 @@ def pick(split: Split, packs: Sequence[int]) -> int:
 
 
 def kernel_name(model: LanguageModel, precision: Precision) -> str:
-    """The attention kernel that computes this model in this precision where it is now."""
+    """The attention kernel that this model uses in this precision on its device."""
     return backend(next(model.parameters()).device, HALF.get(precision, torch.float32), model.config.head_dim)
 
 
@@ -108,9 +108,9 @@ def all_checks(
     *,
     is_shared: bool = False,
 ) -> list[Check]:
-    """Every check that can be made where the weights are; all processes call it together.
+    """Every check that is possible with the weights as they are divided; all processes call it together.
 
-    Of a model that is shared among processes, only the engine can compute anything.
+    Only the engine can compute with a model that is divided among processes.
     """
     checks = measured_checks(measure, pack, precision, model.config.vocab_size, ranks)
     if not is_shared:
@@ -138,11 +138,11 @@ def require(checks: Sequence[Check], place: str) -> None:
 def measured_checks(
     measure: Measure, pack: Pack, precision: Precision, vocab_size: int, ranks: RankGroup
 ) -> list[Check]:
-    """What token losses alone can tell, whoever holds the weights: targets, isolation, causality, packing."""
+    """The checks of token losses, for weights on one or many processes: targets, isolation, causality, packing."""
     batch = join([pack])
     targets = Check("targets other than the tokens with loss", _num_wrong_targets(batch, pack), 0)
     if not targets.is_passed:
-        return [targets]  # further numbers would be those of other tokens
+        return [targets]  # further numbers would belong to other tokens
     nll_S, _ = measure(batch)
     changed, kept_S = _disturbed(batch, vocab_size)
     changed_nll_S, _ = measure(changed)
@@ -171,7 +171,7 @@ def reference_checks(model: LanguageModel, pack: Pack, precision: Precision) -> 
     weights = [parameter for parameter in trained.values() if parameter is not None]
     names = [what for what, parameter in trained.items() if parameter is not None]
     found, expected = computed(model, pack, precision, weights), reference(model, pack, weights)
-    # A token's error is relative to its own length, so that all tokens count alike.
+    # A token's error is relative to its own norm, so that all tokens count alike.
     error_T = (found.hidden_TD - expected.hidden_TD).norm(dim=1) / expected.hidden_TD.norm(dim=1)
     rms, worst = error_T.square().mean().sqrt().item(), error_T.max().item()
     unit = ROUNDING[precision]
@@ -199,7 +199,7 @@ def _trained(model: LanguageModel, layer: str) -> nn.Parameter | None:
 
 
 def loss_error(found: float, expected: float, num_tokens: int) -> float:
-    """How far a summed loss is off, as a share of what it should be; below 1 nat per token, as a share of that."""
+    """The error of a summed loss, relative to the expected loss or to 1 nat per token, whichever is larger."""
     return abs(found - expected) / max(abs(expected), num_tokens, 1)
 
 
@@ -210,7 +210,7 @@ def angle(left: Tensor, right: Tensor) -> float:
 
 
 def require_finite_weights(model: LanguageModel, place: str, ranks: RankGroup) -> None:
-    """Refuse weights that are not numbers, wherever they lie; all processes call it together.
+    """Refuse weights that are not finite, on any process; all processes call it together.
 
     Raises: NumericsError naming some of them.
     """
@@ -234,9 +234,9 @@ def _num_wrong_targets(batch: Batch, pack: Pack) -> int:
 
 
 def _disturbed(batch: Batch, vocab_size: int) -> tuple[Batch, NDArray[np.bool_]]:
-    """The same targets behind other tokens, and which supervised tokens must not notice.
+    """The same targets after other tokens, and the supervised tokens whose loss must not change.
 
-    Every second document with loss keeps its tokens up to its middle target; all other tokens become others.
+    Every second document with loss keeps its tokens up to its middle target; all other tokens are replaced.
     """
     is_target_T = batch.targets_T != IGNORE
     is_kept_T, is_changed_T = np.zeros_like(is_target_T), np.ones_like(is_target_T)
@@ -255,7 +255,7 @@ def _disturbed(batch: Batch, vocab_size: int) -> tuple[Batch, NDArray[np.bool_]]
 
 
 def _one_by_one(measure: Measure, pack: Pack, nll_S: NDArray[np.float64], ranks: RankGroup) -> tuple[float, float]:
-    """This process's share of the documents alone: summed squares of what their tokens differ by, and summed loss."""
+    """This process's share of the documents, one by one: sum of squared token loss differences, summed loss."""
     alone = [join([document]) for document in _alone(pack)]
     ends = np.cumsum([batch.num_supervised for batch in alone])
     squares = loss_sum = 0.0

@@ -1,4 +1,4 @@
-"""Loss and gradient of a pack by definition: fp32, one document at a time, no kernel and no chunk of ours.
+"""Loss and gradient of a pack by definition: fp32, one document at a time, without our kernels or chunks.
 
 Shape letters: T tokens of the pack without padding, S supervised ones among them, D width, V vocabulary rows;
 of one document: t tokens, s supervised ones.
@@ -26,16 +26,16 @@ from sft.train.engine.precision import autocast
 
 @dataclass(frozen=True)
 class Result:
-    """What a forward and backward pass over a pack comes to."""
+    """The result of a forward and backward pass over a pack."""
 
     loss_sum: float
     hidden_TD: Tensor
     gradients: tuple[Tensor, ...]
-    """Of the summed loss, for the weights that were asked for."""
+    """Gradients of the summed loss, for the requested weights."""
 
 
 class _WholeDocument(KVCache):
-    """Makes the model attend as it does when it generates: with an explicit mask instead of a kernel for packs."""
+    """Makes the model attend as in generation: with an explicit mask instead of a kernel for packs."""
 
     def __init__(self) -> None:
         super().__init__(max_tokens=0)
@@ -44,7 +44,7 @@ class _WholeDocument(KVCache):
         return k_THE, v_THE
 
     def advance(self, num_new_tokens: int) -> None:
-        """Nothing is kept, so that a block may be computed a second time in the backward pass."""
+        """Keep nothing, so that a block can be recomputed in the backward pass."""
 
 
 def reference(model: LanguageModel, pack: Pack, weights: Sequence[Tensor]) -> Result:
@@ -89,7 +89,7 @@ def _loss_sum(model: LanguageModel, hidden_tD: Tensor, ids_t: Tensor, mask_t: Te
 
 @contextmanager
 def _exact(model: LanguageModel, device: torch.device) -> Iterator[None]:
-    """Full fp32 in every product, at the price of memory for one block; everything is as before afterwards."""
+    """Compute every product in full fp32, with memory for one block at a time; restores all settings afterwards."""
     precision, recompute = torch.get_float32_matmul_precision(), model.activation_checkpointing
     torch.set_float32_matmul_precision("highest")
     model.activation_checkpointing = "full"

@@ -288,13 +288,13 @@ def gone(bench: Bench) -> str:
     config, step = bench.config(distributed__timeout_s=PATIENCE_S), bench.rng.randint(2, NUM_STEPS - 1)
 
     def skip(journal: Journal) -> None:
-        def settling(original: Any, run: Any) -> None:
+        def exchanging(original: Any, run: Any) -> None:
             if run.step == step:
                 journal.fire("left out")
                 return
             original(run)
 
-        failpoints.replace("sft.train.loop:settle", settling)
+        failpoints.replace("sft.train.loop:exchange_status", exchanging)
 
     victims = bench.train_together(config, (), (skip,))
     codes = [victim.wait(LEFT_S) for victim in victims]

@@ -1,7 +1,7 @@
 """DeepSpeed: ZeRO divides optimizer state, gradients and weights among the processes.
 
-Numbers are made as in the torch engine: fp32 weights, gradients and moments, our autocast, our loss scale, PyTorch's
-AdamW. What DeepSpeed does is to divide them, to add up gradients and to gather weights. Its checkpoints are not used.
+The arithmetic is that of the torch engine: fp32 weights, gradients and moments, our autocast, our loss scale, PyTorch's
+AdamW. DeepSpeed divides them, reduces gradients and gathers weights. Its checkpoints are not used.
 
 Shape letters: S supervised tokens of a batch.
 """
@@ -33,14 +33,14 @@ from sft.train.engine.precision import autocast
 from sft.train.engine.step_state import StepState
 
 OLDEST_VERSION = (0, 19, 8)
-"""Older ones update fp32 weights with gradients that are NaN or infinite."""
+"""Older versions update fp32 weights with gradients that are NaN or Inf."""
 
 
 class DeepSpeedEngine:
     """AdamW on fp32 weights that DeepSpeed divides, forward and backward in the configured precision."""
 
     def __init__(self, objective: Objective, config: TrainConfig, device: torch.device) -> None:
-        """A model on the meta device gets its memory here; `load` or `restore` fill it then."""
+        """Allocate memory for a model on the meta device; `load` or `restore` fills it."""
         self.model, self._config, self._device = objective.model, config, device
         self.checkpoint_bytes = saved_bytes(self.model)
         self._step_state = StepState(config, objective.names, device)
@@ -48,7 +48,7 @@ class DeepSpeedEngine:
         if any(parameter.is_meta for parameter in objective.parameters()):
             objective.to_empty(device=device)
         if config.deepspeed.zero_stage == 3:
-            # The loss uses the head's weight outside of the head's own module, where nobody would gather it.
+            # The loss uses the head's weight outside of the head's own module, where DeepSpeed would not gather it.
             deepspeed.zero.register_external_parameter(objective, self.model.head_weight)
         with as_peer_errors():
             self._engine, *_ = deepspeed.initialize(
@@ -68,10 +68,10 @@ class DeepSpeedEngine:
     def forward_backward(self, batch: Batch, num_supervised: int, *, is_last: bool) -> None:
         """Add a micro-batch's share to the gradient of the step's mean loss, and to the objective's sums.
 
-        From stage 2 on every micro-batch adds up gradients over the processes: nobody keeps those of all parameters.
+        From stage 2 on every micro-batch reduces gradients over the processes: none keeps those of all parameters.
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
-        # DeepSpeed divides by the number of processes, which is no part of our mean over tokens.
+        # DeepSpeed divides by the number of processes, which our mean over tokens must not contain.
         factor = dist.get_world_size() / num_supervised
         if self._zero is None:
             factor *= self._step_state.gradient_scale
@@ -81,18 +81,18 @@ class DeepSpeedEngine:
         with as_peer_errors():
             with self.autocast():
                 sums = named_sums(self._engine, batch, self._device, noise_alpha=alpha, width=width)
-            # If the loss is not finite, neither is its gradient: the norm alone tells whether a step is good.
+            # If the loss is not finite, neither is its gradient: the norm alone shows whether a step is good.
             loss = sums[LOSS]
             self._engine.backward(loss * (factor + 0 * loss.detach()), scale_wrt_gas=False)
         self._step_state.add(sums)
 
     def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Loss of each supervised token, and whether it was the likeliest."""
+        """Loss of each supervised token, and whether it was the most likely."""
         with as_peer_errors():
             return measure(self._engine.module, self._device, self.autocast(), batch)
 
     def step(self, lr: float) -> StepResult:
-        """Clip, update the weights if everything is finite on every process, and forget the gradient."""
+        """Clip, update the weights if everything is finite on every process, and reset the gradient."""
         set_learning_rate(self._optimizer, lr)
         sums_M = self._step_state.sums_M()
         with as_peer_errors():
@@ -103,11 +103,11 @@ class DeepSpeedEngine:
 
     @property
     def share(self) -> int:
-        """Which share of the weights this process holds: before stage 3 everybody has all of them."""
+        """The number of this process's share of the weights: before stage 3 every process has all of them."""
         return dist.get_rank() if self.is_shared else 0
 
     def slices(self) -> Iterator[TensorSlice]:
-        """What this process has to save."""
+        """The slices that this process saves."""
         for share in owned(self._shares, self._zero):
             yield share.slice_of("weight", share.holder.detach())
             for kind in MOMENTS if self._step_state.num_updates else ():
@@ -118,14 +118,14 @@ class DeepSpeedEngine:
         return self._step_state.state()
 
     def load(self, source: TensorSource) -> None:
-        """Take the weights to start from."""
+        """Load the weights to start from."""
         for share in self._shares:
             share.fill("weight", share.holder.detach(), source)
         with as_peer_errors():
             spread(self._zero)
 
     def restore(self, source: TensorSource, state: dict[str, Any]) -> None:
-        """Go on from what any engine has saved."""
+        """Resume from a checkpoint of any engine."""
         self.load(source)
         self._step_state.restore(state)
         num_updates = self._step_state.num_updates
@@ -139,7 +139,7 @@ class DeepSpeedEngine:
                 share.fill(kind, states[kind], source)
 
     def _step_of_shares(self) -> float:
-        """DeepSpeed's own step, which is left out if the norm over all processes is not finite; returns the norm."""
+        """DeepSpeed's own step, skipped if the norm over all processes is not finite; returns the norm."""
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
@@ -156,14 +156,14 @@ class DeepSpeedEngine:
 
 
 def _connected_deepspeed(device: torch.device) -> Any:
-    """The package, set up for this device, using the connection among the processes that there is.
+    """The package, set up for this device, using the existing process group.
 
     Raises: ConfigError if it is not installed, or too old.
     """
     os.environ["DS_ACCELERATOR"] = device.type  # read once, when the package is imported
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # which DeepSpeed takes for the number of the device
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # which DeepSpeed uses as the device number
     if device.type == "cpu":
-        os.environ.setdefault("LOCAL_SIZE", "1")  # or DeepSpeed starts a program in every pass to count CPU sockets
+        os.environ.setdefault("LOCAL_SIZE", "1")  # else DeepSpeed starts a program in every pass to count CPU sockets
     try:
         import deepspeed
     except ImportError as error:
@@ -172,7 +172,7 @@ def _connected_deepspeed(device: torch.device) -> Any:
     if (deepspeed.__version_major__, deepspeed.__version_minor__, deepspeed.__version_patch__) < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise ConfigError(f"engine=deepspeed: version {deepspeed.__version__}, expected {oldest} or newer")
-    # Nothing that DeepSpeed would compile is needed here. Otherwise it looks for compilers, and makes one such thing.
+    # None of DeepSpeed's compiled ops is needed. Without this line it looks for compilers, and builds one op.
     deepspeed.ops.__compatible_ops__ = {}
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if not dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Where ZeRO keeps the elements of each parameter: what lets any engine go on from what any other has saved."""
+"""Where ZeRO keeps the elements of each parameter, so that any engine can resume from a checkpoint of any other."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,20 +13,20 @@ from sft.train.engine.base import Kind, TensorSlice, TensorSource
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """Neighbouring elements of a flattened parameter that this process updates."""
+    """Contiguous elements of a flattened parameter that this process updates."""
 
     name: str
     shape: torch.Size
-    """The whole parameter's."""
+    """Shape of the whole parameter."""
     start: int
     size: int
     holder: Tensor
-    """The fp32 tensor that AdamW knows: the parameter, or a flat one with shares of many."""
+    """The fp32 tensor that AdamW updates: the parameter, or a flat tensor with shares of many."""
     offset: int
-    """Where the elements begin in the flattened holder."""
+    """Offset of the elements in the flattened holder."""
 
     def slice_of(self, kind: Kind, tensor: Tensor) -> TensorSlice:
-        """The elements as they lie in the holder, or in one of its moments."""
+        """The elements in the holder, or in one of its moments."""
         flat, is_whole = self._elements(tensor), self.size == self.shape.numel()
         return TensorSlice(kind, self.name, self.start, flat.view(self.shape) if is_whole else flat, is_whole=is_whole)
 
@@ -50,7 +50,7 @@ def shares(model: nn.Module, zero: Any) -> Iterator[Share]:
 
 
 def owned(found: Iterable[Share], zero: Any) -> Iterator[Share]:
-    """The shares that this process saves: in stage 0, in which everybody has everything, an equal part of each."""
+    """The shares that this process saves: in stage 0, in which every process has everything, an equal part of each."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     for share in found:
         first, last = (share.size * number // world_size for number in (rank, rank + 1))
@@ -61,7 +61,7 @@ def owned(found: Iterable[Share], zero: Any) -> Iterator[Share]:
 
 @torch.no_grad()
 def spread(zero: Any) -> None:
-    """Bring weights from the holders, in which they were set, to where the forward pass takes them from."""
+    """Copy weights from the holders, where they were set, to the tensors that the forward pass reads."""
     if zero is None:
         return
     if hasattr(zero, "update_lp_params"):  # stages 1 and 2
@@ -74,7 +74,7 @@ def spread(zero: Any) -> None:
 
 
 def _of_stage_1_or_2(name: str, parameter: Any, zero: Any) -> Iterator[Share]:
-    """All parameters lie behind each other in one flat tensor, of which each process has an equal part."""
+    """All parameters are concatenated in one flat tensor, of which each process has an equal part."""
     place = parameter._hp_mapping
     if place is not None:
         holder = zero.single_partition_of_fp32_groups[place.param_group_index]

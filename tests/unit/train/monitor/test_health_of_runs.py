@@ -153,8 +153,8 @@ def test_a_spike_is_recorded_with_its_packs_and_warned_about_once(
     assert spike["step"] == 6
     assert spike["loss"] > 100 > spike["limit"] > spike["mean"]
     assert len(spike["packs"]) == 4
-    assert caplog.text.count("leaps above its recent mean") == 1
-    assert "a loss spike begins here" in shown(config, 6)
+    assert caplog.text.count("is far above its recent mean") == 1
+    assert "a loss spike starts here" in shown(config, 6)
     assert counts(config)["num_spikes"] == 1
 
 
@@ -212,7 +212,7 @@ def test_a_full_disk_hides_neither_the_error_nor_its_cause(
     change_results(monkeypatch, {2: STEEP})
     with pytest.raises(NumericsError, match="not finite in 1 step in a row"):
         train(tiny_config(health__max_bad_steps=1))
-    assert "step 2 is told in metrics.jsonl only" in caplog.text
+    assert "step 2 is reported in metrics.jsonl only" in caplog.text
 
 
 def test_a_run_that_is_sick_for_long_does_not_fill_the_disk(

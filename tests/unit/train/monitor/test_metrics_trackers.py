@@ -103,7 +103,7 @@ def test_wandb_server_out_of_reach_makes_the_run_go_on_offline(
     assert len({call["id"] for call in wandb.inits}) == 1
     assert sum("step/loss" in row for row in wandb.rows) == num_steps_recorded(config) == 12
     assert len(caplog.records) == 1
-    assert "wandb cannot be reached, going on offline" in caplog.text
+    assert "wandb cannot be reached, continuing offline" in caplog.text
     assert CANARY not in caplog.text
 
 

@@ -93,7 +93,7 @@ def test_process_that_goes_on_after_the_warning_stays_and_is_warned_again_later(
     bench.after(200.0)
     with caplog.at_level(logging.WARNING):
         bench.dog.beat(STEP, 2)
-    assert "went on after 200 s" in caplog.text
+    assert "continued after 200 s" in caplog.text
     bench.after(119.0)
     assert bench.codes == []
     bench.after(2.0)
