@@ -161,7 +161,8 @@ class Watchdog:
     def _advice(self) -> str:
         return (
             f"leaving with code {EXIT_CODE}: {self._path.parent} shows where every rank was; the same command "
-            "continues from the newest checkpoint; if it was only slow, raise hang.timeout_s or hang.first_step_timeout_s"
+            "continues from the newest checkpoint; if it was only slow, raise hang.timeout_s "
+            "or hang.first_step_timeout_s"
         )
 
     def _size(self, rank: int) -> int:
