@@ -1,6 +1,6 @@
 """Causal attention over packed documents that never see each other.
 
-Shape letters: T tokens, all documents one after the other; H heads; E dimensions per head; N documents;
+Shape letters: T tokens, all documents concatenated; H heads; E dimensions per head; N documents;
 K tokens in a cache.
 """
 
@@ -23,7 +23,7 @@ class Documents:
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
-    """Start of every document and the end of the last, int32, as the varlen kernels want it."""
+    """Start of every document and the end of the last, int32, as the varlen kernels expect it."""
     max_len: int
     positions_T: Tensor
     """Position of each token inside its own document, int64."""
@@ -71,7 +71,7 @@ def attend_to_cache(q_THE: Tensor, k_KHE: Tensor, v_KHE: Tensor) -> Tensor:
 
 
 def backend(device: torch.device | str, dtype: torch.dtype, head_dim: int = 128) -> str:
-    """Name of what `attend` will run for tensors of this device, format and head size."""
+    """Name of the kernel that `attend` runs for tensors of this device, format and head size."""
     name, _ = _kernel(torch.device(device), dtype, head_dim)
     return name
 
@@ -111,7 +111,7 @@ def _flash_attn() -> tuple[str, _Kernel] | None:
 
     def run(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, documents: Documents) -> Tensor:
         ends, longest = documents.cu_seqlens, documents.max_len
-        # Unlike PyTorch's own kernel, this one has to be told that the run wants the same bits again.
+        # Unlike PyTorch's own kernel, this one needs a flag for deterministic results.
         same_bits = torch.are_deterministic_algorithms_enabled()
         out: Tensor = flash_attn_varlen_func(
             q_THE, k_THE, v_THE, ends, ends, longest, longest, causal=True, deterministic=same_bits
@@ -126,13 +126,13 @@ def _torch_varlen() -> tuple[str, _Kernel] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    # PyTorch 2.10 asks for causal attention by a flag, later versions by a window without a right side.
+    # PyTorch 2.10 selects causal attention by a flag, later versions by a window without a right side.
     has_flag = "is_causal" in inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"is_causal": True} if has_flag else {"window_size": (-1, 0)}
 
     def run(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, documents: Documents) -> Tensor:
         ends, longest = documents.cu_seqlens, documents.max_len
         out = varlen_attn(q_THE, k_THE, v_THE, ends, ends, longest, longest, **causal)
-        return cast(Tensor, out)  # a tuple only if more than the result is asked for
+        return cast(Tensor, out)  # a tuple only if more than the result is requested
 
     return "torch varlen", run

@@ -1,4 +1,4 @@
-"""What training, generation and export ask of a language model, whatever its family.
+"""The interface of a language model of any family, for training, generation and export.
 
 Shape letters: T tokens, D width of the residual stream, V vocabulary rows.
 """
@@ -22,7 +22,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     def __init__(self, config: ModelConfig, *, activation_checkpointing: ActivationCheckpointing = "none") -> None:
-        """`activation_checkpointing` says what the blocks keep for the backward pass."""
+        """`activation_checkpointing` sets which activations the blocks keep for the backward pass."""
         super().__init__()
         self.config = config
         self.activation_checkpointing: ActivationCheckpointing = activation_checkpointing
@@ -77,20 +77,20 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def compiled_parts(self) -> Iterator[tuple[nn.Module, str]]:
-        """The methods that torch.compile takes well, all of them without attention: module and attribute.
+        """The methods to compile with torch.compile, none of them with attention: module and attribute.
 
         The first argument of each is a tensor with the tokens in its first dimension.
         """
 
     @abstractmethod
     def linear_modules(self) -> Iterator[nn.Module]:
-        """Modules that hold nothing but linear layers, which autocast rounds: attention's and the MLP's, in order."""
+        """Modules that hold only linear layers, which autocast rounds: attention's and the MLP's, in order."""
 
     @abstractmethod
     def gate_layers(self) -> dict[str, str]:
-        """The linear layers whose gradients the numerics gate compares: what each is → its name.
+        """The linear layers whose gradients the numerics gate compares: description → name.
 
-        The gradient of the first comes through the whole model, that of the last through its end only.
+        The gradient of the first passes through the whole model, that of the last only through its end.
         """
 
     @property

@@ -1,6 +1,6 @@
 """torch.compile for everything in a block but attention: fewer, larger kernels for norms, rotation, GELU and sums.
 
-Attention stays outside, because documents' lengths are numbers in Python that the compiler would build a version for.
+Attention stays outside, because document lengths are Python integers, for each of which the compiler would specialize.
 """
 
 import os
@@ -17,9 +17,9 @@ CXX = "CXX"
 
 
 def compile_blocks(model: LanguageModel, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Let the parts of the model's blocks be compiled when they first run, once for all blocks and numbers of tokens.
+    """Compile the parts of the model's blocks when they first run, once for all blocks and numbers of tokens.
 
-    Raises: ConfigError if there is no compiler for what torch.compile writes.
+    Raises: ConfigError if there is no C++ compiler for the code that torch.compile generates.
     """
     compiler = os.environ.get(CXX, "g++")
     if backend == "inductor" and not shutil.which(compiler):
@@ -28,7 +28,7 @@ def compile_blocks(model: LanguageModel, backend: str | Callable[..., Any] = "in
             hint=f"install one, name another in {CXX}, or set compile=false",
         )
     for owner, name in model.compiled_parts():
-        # Set on the instances: modules, parameters and their names stay what they are.
+        # Set on the instances: modules, parameters and their names are unchanged.
         setattr(owner, name, _compiled(getattr(owner, name), backend))
 
 
@@ -36,7 +36,7 @@ def _compiled(part: Callable[..., Any], backend: str | Callable[..., Any]) -> Ca
     fast = torch.compile(part, dynamic=True, fullgraph=True, backend=backend)
 
     def run(x: torch.Tensor, *rest: Any) -> Any:
-        # The compiler would make versions for a single token, which a process computes that has no pack left in a step.
+        # The compiler would specialize for a single token, the batch of a process that has no pack left in a step.
         return part(x, *rest) if x.shape[0] == 1 else fast(x, *rest)
 
     return run

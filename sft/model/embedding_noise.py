@@ -1,7 +1,7 @@
 """NEFTune: uniform noise on the input embeddings while training.
 
 Every number of it is a hash of its document's seed, its token's position and its dimension. So the same documents get
-the same noise however they are divided into batches and among processes, on any device, and after any resume.
+the same noise however they are split into batches and among processes, on any device, and after any resume.
 
 Shape letters: T tokens, D width of the embeddings.
 Source: Jain et al., NEFTune: Noisy Embeddings Improve Instruction Finetuning, 2023.
@@ -17,11 +17,11 @@ from torch import Tensor
 from sft.hashing import hashes
 
 _NUM_BITS = 23
-"""Of random bits per number: as many as fp32 keeps exactly, with a sign."""
+"""Random bits per number: as many as fp32 represents exactly, with a sign."""
 
 
 def _signed(value: int) -> int:
-    """The 64-bit integer with the same bits that PyTorch, which has only signed ones to multiply, takes it for."""
+    """The signed 64-bit integer with the same bits, since PyTorch multiplies only signed ones."""
     return value - (1 << 64)
 
 
@@ -36,7 +36,7 @@ class EmbeddingNoise:
     seeds_T: Tensor
     """int64; those of a token's dimensions follow from it."""
     unit_T: Tensor
-    """What one step between two neighbouring values of a token's noise is worth, fp32."""
+    """The difference between two neighboring values of a token's noise, fp32."""
 
     @classmethod
     def of(

@@ -22,7 +22,7 @@ from sft.storage.json_file import read_json, readable
 def read_config(folder: Path) -> ModelConfig:
     """The model shape that a folder's config.json describes.
 
-    Raises: ConfigError if it is missing or describes anything but a model of a family that we have.
+    Raises: ConfigError if it is missing or describes a model of an unsupported family.
     """
     path = folder / "config.json"
     with readable(path, ConfigError):
@@ -47,7 +47,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def stored_weights(folder: Path, config: ModelConfig, lora: LoraConfig = PLAIN) -> StoredWeights:
-    """The parameters in a folder, adapters included, each read when it is asked for.
+    """The parameters in a folder, adapters included, each read on access.
 
     Raises: DataError naming every missing, unexpected or misshapen tensor.
     """
@@ -55,7 +55,7 @@ def stored_weights(folder: Path, config: ModelConfig, lora: LoraConfig = PLAIN) 
 
 
 def read_weights(folder: Path, config: ModelConfig, lora: LoraConfig = PLAIN) -> Mapping[str, Tensor]:
-    """The weights of a plain model from a folder, each read when it is asked for; adapters are merged into them.
+    """The weights of a plain model from a folder, each read on access; adapters are merged into them.
 
     Raises: DataError naming every missing, unexpected or misshapen tensor.
     """
@@ -78,7 +78,7 @@ def write_folder(
 ) -> list[Path]:
     """Write config.json and the weights, cast to `dtype`; equal weights give equal bytes. Returns the files.
 
-    `state` is asked for each parameter once and in order, so it may gather tensors as they are needed. Adapters in it
+    `state` is read once per parameter and in order, so it may gather tensors on access. Adapters in it
     are written too.
 
     Raises: NumericsError if a weight is not finite in this format.
@@ -88,7 +88,7 @@ def write_folder(
     names = [_shard_name(number, len(shards)) for number in range(len(shards))]
     for name, parameters in zip(names, shards, strict=True):
         save_file({key: _cast(key, state[key], dtype) for key in parameters}, folder / name, metadata={"format": "pt"})
-        # The library makes files that only their owner can read; who else may is up to the folder.
+        # The library makes files that only their owner can read; the folder's permissions decide instead.
         (folder / name).chmod(0o644)
     if len(shards) > 1:
         total_bytes = sum(shape.numel() for shape in shapes.values()) * dtype.itemsize
@@ -119,7 +119,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _shards(shapes: Mapping[str, torch.Size], itemsize: int, max_bytes: int) -> list[list[str]]:
-    """Fill files in order; a tensor larger than a file gets its own."""
+    """Fill files in order; a tensor larger than a file gets a file of its own."""
     shards: list[list[str]] = [[]]
     room = max_bytes
     for name, shape in shapes.items():

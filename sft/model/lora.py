@@ -1,7 +1,7 @@
-"""LoRA: the model's weights stay frozen; beside some of them a product of two thin matrices is trained.
+"""LoRA: the model's weights stay frozen; a low-rank product of two matrices beside some of them is trained.
 
 A layer `N` gets the parameters `N.lora_a` and `N.lora_b`; all others keep their names. Written here instead of taken
-from `peft`, because that wraps a transformers model and renames every parameter, for these few lines of arithmetic.
+from `peft`, because that wraps a transformers model and renames every parameter, for a few lines of arithmetic.
 There is no dropout: it would make a run depend on how its batches are divided.
 
 Shape letters: T tokens, I inputs and O outputs of a layer, A the adapter's rank.
@@ -43,7 +43,7 @@ class LoraLinear(nn.Linear):
 
 
 def add_adapters(model: LanguageModel, config: LoraConfig) -> None:
-    """Freeze the model and put adapters, still without values, beside the layers that the config names."""
+    """Freeze the model and put adapters, not yet initialised, beside the layers that the config names."""
     if not config.rank:
         return
     model.requires_grad_(False)
@@ -53,9 +53,9 @@ def add_adapters(model: LanguageModel, config: LoraConfig) -> None:
 
 
 def first_values(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """What an adapter's parameter starts with: A normal with variance 1 / I, B zero.
+    """The initial values of an adapter's parameter: A normal with variance 1 / I, B zero.
 
-    It depends on nothing but the arguments, so that each of many processes can make what it holds.
+    They depend only on the arguments, so that each process can make its share.
     """
     if name.endswith(B):
         return torch.zeros(shape)
@@ -70,7 +70,7 @@ def is_adapter(name: str) -> bool:
 
 
 def merged(stored: Mapping[str, Tensor], config: LoraConfig) -> Mapping[str, Tensor]:
-    """The weights of the plain model that computes the same, each made when it is asked for."""
+    """The weights of the equivalent plain model, each computed on access."""
     return Merged(stored, config) if config.rank else stored
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy at the supervised positions, without ever holding the logits of all of them.
+"""Cross-entropy at the supervised positions, without holding the logits of all of them at once.
 
 Shape letters: T tokens, S supervised ones among them, C rows of a chunk, D width, V vocabulary rows.
 """
@@ -20,7 +20,7 @@ def supervised_loss_sum(
     """The summed loss of predicting each target that is not negative; 0 if there is none.
 
     The matrix products run in the autocast format if autocast is on; sums, softmax, the result and the head's
-    gradient are fp32. Gradients are made along with the loss, so that no logits are computed twice.
+    gradient are fp32. Gradients are computed with the loss, so that no logits are computed twice.
     """
     if torch.is_grad_enabled() and (hidden_TD.requires_grad or head_weight_VD.requires_grad):
         loss: Tensor = _LossSum.apply(hidden_TD, head_weight_VD, targets_T, chunk_rows)  # type: ignore[no-untyped-call]
@@ -32,13 +32,13 @@ def supervised_loss_sum(
 def token_losses(
     hidden_TD: Tensor, head_weight_VD: Tensor, targets_T: Tensor, chunk_rows: int = CHUNK_ROWS
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each supervised position, and whether its target was the likeliest token, for evaluation.
+    """Loss of each supervised position, and whether its target was the most likely token, for evaluation.
 
     Shapes: (S,) fp32, (S,) bool.
     """
     dtype = _matmul_dtype(hidden_TD)
     head_VD = head_weight_VD.to(dtype)
-    # The empty first pieces give a row without any target its result.
+    # The empty first pieces are the result of a row without any target.
     losses = [hidden_TD.new_zeros(0, dtype=torch.float32)]
     hits = [hidden_TD.new_zeros(0, dtype=torch.bool)]
     for rows_C, targets_C in _chunks(targets_T, chunk_rows):
@@ -49,7 +49,7 @@ def token_losses(
 
 
 class _LossSum(torch.autograd.Function):
-    """The loss is a sum, so its gradients are known up to one factor before the backward pass begins."""
+    """The loss is a sum, so its gradients are known up to one factor before the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, head_weight_VD: Tensor, targets_T: Tensor, chunk_rows: int) -> Tensor:

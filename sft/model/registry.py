@@ -1,4 +1,4 @@
-"""The model families: how each is read from and written to Hugging Face folders, built, and which shapes have names.
+"""The model families: how each is built, read from and written to Hugging Face folders, and its named shapes.
 
 A new family is a folder beside `neox/` and one entry here.
 """
@@ -19,25 +19,25 @@ from sft.model.neox.presets import PRESETS as NEOX_PRESETS
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of model."""
+    """One model family."""
 
     model_type: str
     """Its name in config.json."""
     title: str
-    """Its name in sentences."""
+    """Its name in prose."""
     example: str
     """A model of this family to start from."""
     config: type[ModelConfig]
     model: Callable[..., LanguageModel]
     presets: Mapping[str, ModelConfig]
     config_problems: Callable[[dict[str, Any]], Iterator[str]]
-    """Everything in a config.json that this family's model does not do."""
+    """The settings of a config.json that this family's model does not support."""
     read_config: Callable[[dict[str, Any]], ModelConfig]
     """The shape that a config.json without problems describes."""
     config_json: Callable[[ModelConfig, torch.dtype], dict[str, Any]]
-    """What config.json says about a model of this shape."""
+    """The config.json of a model of this shape."""
     our_name: Callable[[str], str | None]
-    """The parameter that a stored tensor is, None if it is no parameter."""
+    """The parameter's name for a stored tensor's name, None if it is not a parameter."""
 
 
 FAMILIES = {

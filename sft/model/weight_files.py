@@ -1,8 +1,8 @@
-"""Tensors in safetensors files, whole or in pieces, of which no more is read than what is asked for.
+"""Tensors in safetensors files, whole or in pieces; only the requested elements are read.
 
-A tensor lies there under its own name, or in pieces under `NAME@START`: the flattened tensor's elements from START on.
-So several processes may each write what they hold, and any other number of them read it. Only safetensors are opened:
-a pickle from outside can run code.
+A tensor is stored under its own name, or in pieces under `NAME@START`: the flattened tensor's elements from START on.
+So several processes may each write their share, and any other number of them read it. Only safetensors are opened:
+an untrusted pickle can run code.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from sft.storage.json_file import read_json, readable
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PIECES = "weights-{number:05d}-of-{count:05d}.safetensors"
-"""What each of several processes writes."""
+"""The file of each of several processes."""
 FLOATING_POINT = ("F32", "F16", "BF16", "F64")
 
 
@@ -45,7 +45,7 @@ class _Place:
         row = prod(self.shape[1:])
         first, last = (start - self.start) // row, -(-(stop - self.start) // row)
         with safe_open(self.file, framework="pt", device="cpu") as stream:
-            # A number has no rows to choose from.
+            # A scalar has no rows to select.
             rows = stream.get_slice(self.key)[first:last] if self.shape else stream.get_tensor(self.key)
         skipped = start - self.start - first * row
         flat: Tensor = rows.reshape(-1)[skipped : skipped + stop - start]
@@ -53,7 +53,7 @@ class _Place:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors by name, each read from disk when it is asked for.
+    """Tensors by name, each read from disk on access.
 
     Raises: DataError at once if the files do not hold exactly the tensors of these shapes.
     """

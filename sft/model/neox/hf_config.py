@@ -1,4 +1,4 @@
-"""GPT-NeoX in Hugging Face folders: what config.json says, and what tensors are called.
+"""GPT-NeoX in Hugging Face folders: the keys of config.json and the names of tensors.
 
 Rotary settings are written under their old names and as `rope_parameters`, the head under its name in the published
 checkpoints, so that old and new readers understand them.
@@ -16,7 +16,7 @@ HEAD, NEWER_HEAD = "embed_out.weight", "lm_head.weight"
 # Tables that older writers stored although they follow from the config.
 _BUFFERS = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-# What this model is; a config that says otherwise describes another one. Absent keys have these values.
+# The fixed properties of this model; a config with other values describes another model. Absent keys have these values.
 _FIXED = {
     "hidden_act": "gelu",
     "use_parallel_residual": True,
@@ -28,7 +28,7 @@ _FIXED = {
 
 
 def config_problems(raw: dict[str, Any]) -> Iterator[str]:
-    """Everything in a config.json that this model does not do."""
+    """The settings of a config.json that this model does not support."""
     for key, expected in _FIXED.items():
         if raw.get(key, expected) != expected:
             yield f"{key}={raw[key]!r}: expected {expected!r}"
@@ -58,7 +58,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
 
 
 def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """What config.json says about a model of this shape."""
+    """The config.json of a model of this shape."""
     dtype_name = str(dtype).removeprefix("torch.")
     return {
         "architectures": ["GPTNeoXForCausalLM"],
@@ -93,5 +93,5 @@ def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def our_name(stored: str) -> str | None:
-    """The parameter that a stored tensor is: the head has two names, and tables are none."""
+    """The parameter's name for a stored tensor's name: the head has two names, and tables are not parameters."""
     return None if stored.endswith(_BUFFERS) else HEAD if stored == NEWER_HEAD else stored

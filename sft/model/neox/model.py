@@ -1,7 +1,7 @@
 """GPT-NeoX in plain PyTorch: every block adds attention and MLP, side by side, to the residual stream.
 
 The input is a flat row of packed documents, without a batch dimension. Parameters have the names that
-Hugging Face GPT-NeoX folders have on disk, so nothing is ever renamed.
+Hugging Face GPT-NeoX folders have on disk, so no parameter is renamed.
 
 Shape letters: T tokens, D width of the residual stream, H heads, E dimensions per head, G rotated ones among
 them, X = 3 D, F width of the MLP, V vocabulary rows, L positions.
@@ -95,7 +95,7 @@ class Block(nn.Module):
     def forward(
         self, x_TD: Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None, run_part: Call
     ) -> Tensor:
-        # They get their norms along, so that what they need not keep begins before these.
+        # They take their norms as arguments, so that recomputation includes the norms.
         attention_TD: Tensor = self.attention(x_TD, self.input_layernorm, rotation, documents, cache, run_part)
         mlp_TD: Tensor = self.mlp(x_TD, self.post_attention_layernorm, run_part)
         return self._sum(x_TD, attention_TD, mlp_TD)

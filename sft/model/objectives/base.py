@@ -1,4 +1,4 @@
-"""What an engine asks of whatever it minimises.
+"""The interface between an engine and the objective that it minimises.
 
 Shape letters: T tokens of the batch, S supervised ones among them.
 """
@@ -14,14 +14,14 @@ from sft.model.embedding_noise import EmbeddingNoise
 LOSS = "loss"
 """The sum that training minimises, divided by the number of supervised tokens."""
 CORRECT = "correct"
-"""Of each supervised token, whether its target was the likeliest."""
+"""For each supervised token, whether its target was the most likely."""
 
 
 class Objective(nn.Module, ABC):
-    """A model and what it is trained for, as one module: whoever shards the weights sees every use of them."""
+    """A model and its loss as one module, so that the code that shards the weights sees every use of them."""
 
     names: tuple[str, ...] = (LOSS,)
-    """The sums over supervised tokens that a forward pass returns: `loss` and whatever else is to be reported."""
+    """The sums over supervised tokens that a forward pass returns: `loss` and other values to report."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()

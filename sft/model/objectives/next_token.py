@@ -23,7 +23,7 @@ class NextToken(Objective):
         noise: EmbeddingNoise | None = None,
         per_token: bool = False,
     ) -> dict[str, Tensor]:
-        """The summed loss, or each supervised token's loss and whether its target was the likeliest."""
+        """The summed loss, or each supervised token's loss and whether its target was the most likely."""
         hidden_TD, head_VD = self.model(input_ids_T, documents, noise=noise), self.model.head_weight
         if per_token:
             loss_S, correct_S = token_losses(hidden_TD, head_VD, targets_T)
