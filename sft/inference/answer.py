@@ -41,12 +41,12 @@ def answer(loaded: LoadedModel, messages: Sequence[Message], system: str, config
 
 
 def _stop(text: str, stop_strings: Sequence[str]) -> int | None:
-    """Where the first stop string begins, if there is one."""
+    """Where the first stop string starts, if there is one."""
     return min((text.index(stop) for stop in stop_strings if stop in text), default=None)
 
 
 def _num_held(text: str, stop_strings: Sequence[str]) -> int:
-    """How many characters at the end of a text may yet become a stop string."""
+    """How many characters at the end of a text may be the start of a stop string."""
     lengths = (length for stop in stop_strings for length in range(1, len(stop)) if text.endswith(stop[:length]))
     return max(lengths, default=0)
 

@@ -1,4 +1,4 @@
-"""Token by token from one prompt.
+"""Generate token by token from one prompt.
 
 Shape letters: V vocabulary rows that are real tokens.
 """
@@ -22,7 +22,7 @@ def generate(
     """The ids that continue a prompt, each as soon as it is known.
 
     Ends before the first stop id, which is not among them; after config.max_new_tokens ids; or when prompt and
-    ids together fill the model's positions. Ids from `num_ids` on belong to no token and are never chosen. Equal
+    ids together fill the model's positions. Ids from `num_ids` on have no token and are never chosen. Equal
     inputs on one machine give equal ids: sampling draws from its own CPU generator.
 
     Raises: DataError if the prompt is empty or leaves no room for an answer; NumericsError if logits are not finite.
@@ -33,7 +33,7 @@ def generate(
         raise DataError(f"a prompt of {len(prompt_ids)} tokens, expected 1 to {limit - 1}", hint="shorten the chat")
     generator = torch.Generator().manual_seed(config.seed)
     stops = frozenset(stop_ids)
-    # The last id is never read back, so the cache needs no place for it.
+    # The last id is never an input, so the cache needs no place for it.
     cache = KVCache(len(prompt_ids) + min(config.max_new_tokens, room) - 1)
     new_ids = list(prompt_ids)
     for _ in range(min(config.max_new_tokens, room)):

@@ -20,12 +20,12 @@ from sft.train.run_layout import STATE_FILE, RunLayout
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 FORMAT_KEY = "chat_format"
-"""Under it an exported tokenizer's settings name the chat format."""
+"""The key of the chat format in an exported tokenizer's settings."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer, and what its checkpoint says about its training, if it is one of ours."""
+    """A model with its tokenizer, and the training state if it is a checkpoint of ours."""
 
     folder: Path
     model: LanguageModel
@@ -49,21 +49,21 @@ def load(path: Path, device: torch.device) -> LoadedModel:
 
 
 def load_tokenizer(folder: Path, state: State | None) -> ChatTokenizer:
-    """The tokenizer of a folder of weights, with the chat format that its training or its export wrote down."""
+    """The tokenizer of a folder of weights, with the chat format that its training or its export recorded."""
     return ChatTokenizer.load(folder, format_named(state.shards.get("format") if state else _exported_format(folder)))
 
 
 def _exported_format(folder: Path) -> str | None:
     try:
         settings = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a folder of another program's may have none
+    except (OSError, ValueError):  # a folder of another program may have none
         return None
     name = settings.get(FORMAT_KEY) if isinstance(settings, dict) else None
     return name if isinstance(name, str) else None
 
 
 def find_checked(path: Path) -> tuple[Path, State | None]:
-    """The folder that holds the weights and, if it is a checkpoint of ours with true hashes, its state.
+    """The folder that holds the weights and, if it is a checkpoint of ours with matching hashes, its state.
 
     Raises: ConfigError if there is none, StorageError if it is a damaged checkpoint.
     """
