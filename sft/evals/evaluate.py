@@ -35,11 +35,11 @@ def evaluate(checkpoints: Sequence[Path], config: EvalConfig, console: Console) 
     if out.is_dir():
         raise ConfigError("is a folder, expected the name of a file", on=out, hint="set out=….json")
     for path in checkpoints:
-        find(path)  # a mistyped one is told before hours go into the others
+        find(path)  # a mistyped path is reported before hours are spent on the others
     results: list[dict[str, Any]] = []
     for path in checkpoints:
         results.append(_evaluate(load(path, device), config, device))
-        # Rewritten after each checkpoint: a later one that fails takes nothing away.
+        # Rewritten after each checkpoint, so that a later failure loses nothing.
         write_text(out, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         show(results[-1], console)
     console.print(f"written to {out}", highlight=False, markup=False, soft_wrap=True)
@@ -117,7 +117,7 @@ def _losses(
 
 
 def _shards(loaded: LoadedModel, config: EvalConfig) -> Shards | None:
-    """The shards to measure on: those asked for, or those that the checkpoint was trained on.
+    """The shards to measure on: those of the config, or those that the checkpoint was trained on.
 
     Raises: ConfigError if they were made with another tokenizer, or are not where they were.
     """
