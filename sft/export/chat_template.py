@@ -1,4 +1,4 @@
-"""The chat template of an exported tokenizer, and the proof that it spells what the model was trained on."""
+"""The chat template of an exported tokenizer, and a check that it renders the format that the model was trained on."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from sft.errors import DataError
 
 ChatMessage = dict[str, str]
 Render = Callable[[Sequence[ChatMessage], bool], list[int]]
-"""Token ids of a chat; the flag asks for what opens the assistant's next turn."""
+"""Token ids of a chat; the flag adds the start of the assistant's next turn."""
 
 _TURNS = (
     ("What's your mood today?", "Curious, thank you."),

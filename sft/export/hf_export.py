@@ -32,12 +32,12 @@ from sft.train.checkpoint.store import require_whole
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Largest difference of logits, as a share of the largest logit, that rounding the weights may cause.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
-# Models up to this size are run before they are published; of larger ones the tensors' names and shapes are checked.
+# Models up to this size are run before they are published; larger ones are checked by tensor names and shapes.
 MAX_PARAMETERS_RUN = 1_000_000_000
 
 
 def export(checkpoint: Path, out: Path, config: ExportConfig) -> None:
-    """Write a folder that transformers, vLLM and lm-eval read, and check it by reading it.
+    """Write a folder that transformers, vLLM and lm-eval read, and check it by loading it with transformers.
 
     Raises: ConfigError if `out` exists; StorageError if the checkpoint is damaged; DataError if what transformers
     reads back is not the model that was trained. Nothing is published then.
@@ -70,13 +70,13 @@ def _write_tokenizer(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig,
         unk_token=end,
         pad_token=tokenizer.format.pad_token,
         model_max_length=shape.max_positions,
-        padding_side="left",  # so that the answers of a batch start at the same place
+        padding_side="left",  # so that the answers of a batch start at the same position
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
     theirs.chat_template = tokenizer.format.chat_template(system)
     theirs.save_pretrained(folder, save_jinja_files=False)
-    # transformers 4 and programs built on it know neither the class nor the list of tokens under their newer names.
+    # transformers 4 and programs built on it do not know the newer names of the class and the list of tokens.
     settings = read_json(folder / TOKENIZER_CONFIG)
     for newer in ("backend", "extra_special_tokens"):
         settings.pop(newer, None)
@@ -87,7 +87,7 @@ def _write_tokenizer(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig,
 
 
 def _write_token_ids(folder: Path, tokenizer: ChatTokenizer, shape: ModelConfig) -> None:
-    """Tell generation where to stop, in the order of the StableLM-Tuned-Alpha card, and how the card samples."""
+    """Write the stop ids, in the order of the StableLM-Tuned-Alpha card, and the card's sampling settings."""
     ids = {"bos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
     path = folder / "config.json"
     _write_json(path, read_json(path) | ids | {"eos_token_id": tokenizer.end_id})
@@ -123,7 +123,7 @@ def _verify_tokenizer(folder: Path, tokenizer: ChatTokenizer, system: str) -> No
 
 @torch.inference_mode()
 def _verify_model(folder: Path, weights: Mapping[str, Tensor], shape: ModelConfig, dtype: str) -> None:
-    """Compare what transformers makes of the folder with our model and the checkpoint's own weights."""
+    """Compare the model that transformers loads from the folder with ours and with the checkpoint's weights."""
     if meta_model(shape).num_parameters > MAX_PARAMETERS_RUN:
         _verify_names(folder, shape)
         return

@@ -12,12 +12,12 @@ from sft.model.registry import family_of
 from sft.version import VERSION
 
 Source = Mapping[str, Any]
-"""What the shards' manifest says about one source."""
+"""The entry of one source in the shards' manifest."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card tells; training facts are absent if the folder came from elsewhere."""
+    """The content of the card; training facts are absent if another program made the folder."""
 
     name: str
     shape: ModelConfig
@@ -94,7 +94,7 @@ def _training(training: Mapping[str, Any]) -> Iterator[str]:
     config, counts = training["config"], training["counts"]
     optimizer = config["optimizer"]
     rows = {
-        # A folder's name says which weights these were; its place on somebody's disk is nobody's business.
+        # The folder's name identifies the weights; its path on the machine is private.
         "starting weights": PurePath(config["model"]["weights"]).name,
         "optimizer steps": f"{training['step']:,}",
         "tokens": f"{counts['num_tokens']:,}, of them {counts['num_supervised_tokens']:,} with loss",
