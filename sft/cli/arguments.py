@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: settings, and files that may be those that came with sft."""
+"""Arguments that the commands share: settings, and files that may be those bundled with sft."""
 
 import argparse
 import sys
@@ -15,14 +15,14 @@ SETTINGS_HELP = "key=value settings win over the file, such as out=runs/first op
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses a wrong command line as every other mistake is refused."""
+    """Raises ConfigError for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, hint=f"{self.prog} --help")
 
 
 class Commands:
-    """The list of commands, to which each command adds itself."""
+    """The list of commands; each command adds itself."""
 
     def __init__(self, parser: Parser) -> None:
         self._list = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -45,14 +45,14 @@ def add_print_config(parser: argparse.ArgumentParser) -> None:
 
 
 def load_typed(schema: type[Any], options: argparse.Namespace) -> Any:
-    """The settings of a command that has no file of them, only what was typed."""
+    """The settings of a command without a config file, from its arguments only."""
     from sft.config.loading import load, read_arguments
 
     return load(schema, [read_arguments(options.settings)])
 
 
 def is_printed(options: argparse.Namespace, loaded: Any) -> bool:
-    """Print the resolved settings if that is all that was asked for."""
+    """Print the resolved settings if only these were requested; returns whether it did."""
     if options.print_config:
         from sft.config.yaml_text import describe
 
@@ -71,7 +71,7 @@ def config_file(path: Path) -> Path:
 
 
 def folder_of_rows(path: str) -> str:
-    """The folder of raw files of this path; the sample rows came with sft."""
+    """The folder of raw files of this path; the sample rows are bundled with sft."""
     copy = None if Path(path).exists() else bundled(Path(path))
     return path if copy is None else str(_told(Path(path), copy))
 
@@ -87,6 +87,6 @@ def _file(path: Path, folder: Path) -> Path:
 
 
 def _told(path: Path, copy: Path) -> Path:
-    # Not to the standard output, which may be read by a script.
+    # Not to standard output, which a script may read.
     print(f"{path} is not in this folder; sft uses its own copy: {copy}", file=sys.stderr)
     return copy

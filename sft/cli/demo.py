@@ -58,7 +58,7 @@ def demo(out: Path) -> None:
     from sft.storage.atomic import write_text
     from sft.train.loop import train
 
-    torch.set_num_threads(1)  # matrices this small only make several threads wait for each other
+    torch.set_num_threads(1)  # with matrices this small, several threads only wait for each other
     console = Console(highlight=False)
     config, recipes, training = _configs(out)
     _title(console, 1, f"Raw rows to packed shards: sft build {MIXTURE}")

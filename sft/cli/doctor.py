@@ -1,4 +1,4 @@
-"""`sft doctor`: show what is installed and what will run here; with a model, whether it computes right."""
+"""`sft doctor`: show what is installed and what will run here; with a model, whether it computes correctly."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Package:
-    """A requirement of ours, and what is installed of it."""
+    """A requirement of ours, and its installed version."""
 
     requirement: "Requirement"
     extra: str | None
@@ -51,7 +51,7 @@ class Package:
 
     @property
     def state(self) -> str:
-        """The version, and what is wrong with it."""
+        """The version, and its problem if there is one."""
         if self.version is None:
             return "missing"
         return self.version if self.is_fine else f"{self.version}, needs {self.requirement.specifier}"
@@ -71,7 +71,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show what is here and, with a model, whether it computes right."""
+    """Show what is installed and, with a model, whether it computes correctly."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -87,9 +87,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def doctor(console: "Console") -> None:
-    """Show what is here and what is not.
+    """Show what is installed and what is missing.
 
-    Raises: ConfigError if a package is missing without which nothing runs.
+    Raises: ConfigError if a required package is missing.
     """
     packages = list(installed())
     required = [package for package in packages if package.extra is None]
@@ -107,7 +107,7 @@ def doctor(console: "Console") -> None:
 
 
 def installed() -> Iterator[Package]:
-    """Every package that we name as required or optional, here and under this Python."""
+    """Every required or optional package of ours for this system and this Python."""
     from packaging.requirements import Requirement
 
     for text, extra in _requirements():

@@ -1,4 +1,4 @@
-"""`sft doctor --model`: the numerics gate on real weights and a real pack, as a table of what was measured."""
+"""`sft doctor --model`: the numerics gate on real weights and a real pack, as a table of the measured values."""
 
 import typing
 from functools import partial
@@ -30,7 +30,7 @@ from sft.train.engine.precision import autocast
 from sft.train.numerics.gate import Check, all_checks, kernel_name, pick, require, require_finite_weights
 
 MAX_CPU_TOKENS = 1024
-"""Of a long pack the first documents are taken up to this on a CPU, where billions of weights take minutes."""
+"""On a CPU, where billions of weights take minutes, a long pack is cut to its first documents up to this size."""
 NUM_PACKS_LOOKED_AT = 64
 PACK_TOKENS = 4096
 SYNTHETIC_SHARES = (0.5, 0.25, 0.125, 0.0625, 0.0625)
@@ -60,7 +60,7 @@ def check_model(path: Path, shards: Path | None, settings: list[str], console: C
 
 
 def synthetic_pack(shape: ModelConfig, device: torch.device) -> tuple[Pack, str]:
-    """Documents of random tokens, half as long each, with loss on the last third; and what to call it."""
+    """A pack of documents of random tokens, each half as long, with loss on the last third; and its name."""
     num_tokens = min(PACK_TOKENS if device.type == "cuda" else MAX_CPU_TOKENS, shape.max_positions)
     lengths_N = np.array([max(3, int(share * num_tokens)) for share in SYNTHETIC_SHARES])
     ids_T = np.random.default_rng(0).integers(0, shape.vocab_size, lengths_N.sum())
@@ -79,7 +79,7 @@ def _check_config(config: TrainConfig, shards: Shards, console: Console) -> None
 
 
 def _pack_of(shards: Shards, model: LanguageModel) -> tuple[Pack, str]:
-    """A pack of the training split with more than one document, and what to call it."""
+    """A pack of the training split with more than one document, and its name."""
     num_ids, vocab_size = shards.manifest.tokenizer.num_ids, model.config.vocab_size
     if num_ids > vocab_size or shards.seq_len > model.config.max_positions:
         raise ConfigError(

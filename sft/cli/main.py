@@ -1,4 +1,4 @@
-"""The `sft` command: its frame, its errors and its exit codes; each command stands in a file of its name."""
+"""The `sft` command: parser, errors and exit codes; each subcommand is in a file of its name."""
 
 import argparse
 import re
@@ -18,12 +18,12 @@ EXIT_CODES = (
     "exit codes: 0 done, 65 bad data, 70 numerics, 71 peer or cluster, 74 storage, "
     "75 stopped on purpose (run again), 78 bad config, 1 bug"
 )
-# A path may hold a `=` as well, but only behind a slash.
+# A path may also contain a `=`, but only after a slash.
 SETTING = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code says how it ended (see sft/errors.py)."""
+    """Run one command; returns its exit code (see sft/errors.py)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with command_environment():
         return _run(words)
@@ -50,7 +50,7 @@ def _run(words: list[str]) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Options and, apart from them, the settings, which may stand anywhere on the line."""
+    """The options and the settings, which may be anywhere on the line."""
     settings = [word for word in words if SETTING.match(word)]
     options = _parser().parse_args([word for word in words if not SETTING.match(word)])
     if settings and not options.takes_settings:

@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check what lies in the folder."""
+    """Check the shards, checkpoint or run in the folder."""
     from sft.train.run_layout import STATE_FILE, RunLayout
 
     folder, is_run = options.folder, RunLayout(options.folder).checkpoints.is_dir()
