@@ -18,11 +18,11 @@ class SourceConfig:
     FORMERLY: ClassVar[Mapping[str, str]] = {"licence": "license"}
 
     title: str
-    """Name of the data set as people know it."""
+    """Common name of the data set."""
     hub_id: str
     """Where it is published: owner/name on the Hugging Face hub."""
     files: tuple[str, ...]
-    """Glob patterns below sources_dir that find its raw files; .gz and .zst are added by themselves."""
+    """Glob patterns below sources_dir that find its raw files; .gz and .zst are added automatically."""
     license: str
     """SPDX identifier or name of its license."""
     citation: str
@@ -75,7 +75,7 @@ class SourceConfig:
     """How often each training conversation is packed; of 2.5, half of them are packed three times."""
 
     def contradictions(self) -> Iterator[str]:
-        """What is wrong in texts, which have no bounds."""
+        """Wrong text settings, which have no bounds."""
         if self.language is not None and not re.fullmatch("[a-z]{2}", self.language):
             yield f"language={self.language!r}: expected an ISO 639-1 code, such as en"
         if not self.files:
@@ -137,7 +137,7 @@ class BuildConfig:
     """Share of the texts whose ids from a fast backend are compared with the reference's; 1 compares all."""
 
     def contradictions(self) -> Iterator[str]:
-        """A mixture of nothing, and weights that would leave nothing to train on."""
+        """A mixture without sources, and weights that would leave nothing to train on."""
         if not any(source.enabled for source in self.sources.values()):
             yield "sources: every source is switched off"
         if self.valid_conversations is None and 0 <= self.valid_share < 0.5:

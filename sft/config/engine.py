@@ -35,7 +35,7 @@ class OptimizerConfig:
     """Learning rate at the end, as a share of the peak; Alpaca's procedure ends at 0."""
 
     def contradictions(self) -> Iterator[str]:
-        """A floor for a rate that never falls."""
+        """A minimum for a rate that never falls."""
         if self.min_lr_ratio and self.schedule == "constant":
             yield f"min_lr_ratio={self.min_lr_ratio}: a constant schedule never falls; leave it out"
 
@@ -60,7 +60,7 @@ class FsdpConfig:
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
-    """What engine=deepspeed is told besides; DeepSpeed's own settings are made from these and all others."""
+    """Settings of engine=deepspeed only; DeepSpeed's own settings are derived from these and all others."""
 
     zero_stage: Annotated[int, Interval(ge=0, le=3)] = 1
     """What the processes divide among them: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
@@ -68,6 +68,6 @@ class DeepSpeedConfig:
     """Keep optimizer state in the CPU's memory and update there (from stage 1 on): slower, but larger models fit."""
 
     def contradictions(self) -> Iterator[str]:
-        """Moving away what a process does not hold apart."""
+        """Offloading in stage 0."""
         if self.offload_optimizer and self.zero_stage == 0:
             yield "offload_optimizer: stage 0 has nothing to offload, set zero_stage to 1, 2 or 3"

@@ -1,8 +1,8 @@
-"""What a setting says of itself beside its default: its bounds, that it is a path, that no resume may change it.
+"""Annotations of a setting: its bounds, that it is a path, that no resume may change it.
 
     lr: Annotated[float, ABOVE_ZERO] = resume_fixed(default=2e-5)
 
-What several settings may not be together, a config says in `contradictions()`.
+A config reports contradictions between several settings in `contradictions()`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ SEED = Interval(ge=0, lt=1 << 63)
 
 
 class IsPath:
-    """Marks the path of a file or folder: `~` is the home folder, and nothing else in it stands for something else."""
+    """Marks the path of a file or folder: `~` is the home folder, and nothing else in it is expanded."""
 
 
 PathText = Annotated[str, IsPath()]
@@ -51,7 +51,7 @@ def unannotated(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _broken(hint: Any, value: Any) -> Iterator[Interval]:
-    """The bounds that a value, or an item of it, is outside of."""
+    """The bounds that a value, or an item of it, violates."""
     if value is None:
         return
     hint, extras = unannotated(hint)

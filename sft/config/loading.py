@@ -24,7 +24,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place, to be laid over those of earlier layers."""
+    """Values from one origin, which override those of earlier layers."""
 
     origin: str
     values: Values
@@ -32,21 +32,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved(Generic[T]):
-    """A config and, for every setting that is not a default, the place it came from."""
+    """A config and, for every setting that is not a default, its origin."""
 
     config: T
     origins: dict[str, str]
 
 
 MISSING = "???"
-"""What OmegaConf's users write for a value that must be given elsewhere."""
+"""OmegaConf's marker for a value that must be set elsewhere."""
 
 BAD: Any = object()
-"""Stands for a value that was mistaken, until the mistakes are told."""
+"""Placeholder for a wrong value, until all mistakes are reported."""
 
 
 class _Text(str):
-    """A value typed on the command line, still to be read as the type of its field."""
+    """A value typed on the command line, not yet parsed as the type of its field."""
 
 
 def load(schema: type[T], layers: Sequence[Layer]) -> Resolved[T]:
@@ -68,7 +68,7 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Resolved[T]:
 
 
 def with_todays_names(schema: Any, layer: Layer) -> Layer:
-    """A layer that an earlier version of this program has written, with the keys that it knew by other names."""
+    """A layer written by an earlier version of this program, with renamed keys under today's names."""
     values: dict[str, Any] = {}
     for key, value in layer.values.items():
         *groups, name = getattr(schema, "FORMERLY", {}).get(key, key).split(".")
@@ -99,14 +99,14 @@ def read_arguments(arguments: Sequence[str]) -> Layer:
 
 
 def _expanded(schema: Any, values: Values) -> Values:
-    """The values with those mappings parsed that the command line gives whole, as in `optimizer={lr: 1e-5}`."""
+    """The values with mappings from the command line parsed, as in `optimizer={lr: 1e-5}`."""
     hints = _hints(schema) if dataclasses.is_dataclass(schema) else {}
     entry = typing.get_args(schema)[1] if typing.get_origin(schema) is dict else None
     expanded = dict(values)
     for key, value in values.items():
         hint = hints.get(key, entry)
         if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
-            with suppress(ValueError):  # told later, as no mapping
+            with suppress(ValueError):  # reported later: not a mapping
                 value = _parse(value)
             expanded[key] = _expanded(hint, value) if isinstance(value, Mapping) else value
     return expanded
@@ -126,7 +126,7 @@ def _overlay(target: dict[str, Any], values: Values, origin: str, origins: dict[
 
 
 def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mistakes: list[str]) -> Any:
-    """An instance of the dataclass, mistakes noted; BAD if one of them leaves a field without any value."""
+    """An instance of the dataclass, mistakes noted; BAD if a field has no value because of one."""
     if not isinstance(values, dict):
         mistakes.append(f"{path.rstrip('.')}: expected a mapping, got {values!r}")
         return BAD
@@ -145,7 +145,7 @@ def _build(schema: Any, values: Any, path: str, origins: Mapping[str, str], mist
             arguments[name] = _build(hints[name], {}, f"{path}{name}.", origins, mistakes)
         elif not _has_default(field):
             mistakes.append(f"{path}{name}: missing, please set it")
-    # A mistaken setting gives way to its default, so that the others can be checked in the same run.
+    # A wrong setting is replaced by its default, so that the others can be checked in the same run.
     arguments = {name: value for name, value in arguments.items() if value is not BAD}
     if any(name not in arguments and not _has_default(field) for name, field in fields.items()):
         return BAD

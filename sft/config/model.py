@@ -66,7 +66,7 @@ class InitConfig:
     """Replaces the preset's vocabulary size (scratch only), for another tokenizer."""
 
     def contradictions(self) -> Iterator[str]:
-        """What belongs to fresh weights only, and what they cannot do without."""
+        """Settings that only fresh weights have, and those that they require."""
         if self.weights == "scratch" and self.preset is None:
             yield "weights=scratch: needs model.preset to know the shape"
         if self.weights != "scratch" and self.vocab_size is not None:

@@ -1,4 +1,4 @@
-"""Settings of `sft train`, in groups: each part of the trainer is given its own."""
+"""Settings of `sft train`, in groups: one group for each part of the trainer."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class CheckpointConfig:
     keep_every_steps: Annotated[int, AT_LEAST_0] = 0
     """Checkpoints of every so many steps to keep for good; 0 keeps none."""
     async_save: bool = True
-    """Write checkpoints while training goes on, which takes a copy of weights and moments in memory."""
+    """Write checkpoints while training continues, which takes a copy of weights and moments in memory."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """What a run proves before its first step, notices on the way, and ends for."""
+    """Checks before the first step, spike detection, and conditions that end a run."""
 
     numerics_gate: bool = True
     """Before the first step, prove on one pack that attention kernel and precision compute what they should."""
@@ -124,14 +124,14 @@ class TrainConfig:
         "profile_steps": "profiler.steps",
         "profile_start_step": "profiler.start_step",
     }
-    """Today's name of every key that once had another."""
+    """Former names of keys → their names today."""
 
     shards: PathText
     """Folder made by `sft build`."""
     model: InitConfig
     """The weights to start from."""
     out: PathText
-    """Run folder; if it holds a run already, training goes on from its newest checkpoint."""
+    """Run folder; if it holds a run already, training continues from its newest checkpoint."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and schedule."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -165,13 +165,13 @@ class TrainConfig:
     )
     """What the backward pass computes again instead of keeping it: `cheap` norms and GELU, `full` whole blocks."""
     compile: bool = False
-    """Let torch.compile fuse what is around attention; the first step waits for it, and rounds a little differently."""
+    """Let torch.compile fuse all but attention; the first step waits for it, and results round a bit differently."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving, and what is kept."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out loss while training."""
     health: HealthConfig = field(default_factory=HealthConfig)
-    """Proof before the first step, spikes, and reasons to end."""
+    """Checks before the first step, spikes, and conditions that end the run."""
     hang: HangConfig = field(default_factory=HangConfig)
     """When a process counts as stuck."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -186,7 +186,7 @@ class TrainConfig:
     """Steps to record in detail."""
 
     def contradictions(self) -> Iterator[str]:
-        """Batches that do not divide, and what only engine=torch can do."""
+        """Batches that do not divide, and settings that only engine=torch supports."""
         if self.batch_packs % max(1, self.micro_batch_packs):
             yield f"batch_packs={self.batch_packs}: not a multiple of micro_batch_packs={self.micro_batch_packs}"
         if self.engine == "deepspeed" and self.lora.rank:

@@ -16,7 +16,7 @@ from sft.config.loading import Layer, Resolved, Values
 from sft.errors import ConfigError
 
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
-"""Where OmegaConf would fill something in: `${` without a backslash before it."""
+"""Where OmegaConf would interpolate: `${` without a backslash before it."""
 
 
 def read_yaml(path: Path) -> Layer:
@@ -31,10 +31,10 @@ def read_yaml(path: Path) -> Layer:
                 on=path,
                 hint=r"write the value itself; a text that holds ${ is written as \${",
             )
-        values = OmegaConf.to_container(content, resolve=True)  # takes the backslashes away
+        values = OmegaConf.to_container(content, resolve=True)  # removes the backslashes
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not readable as YAML: {error}", on=path) from error
-    except OSError:  # how OmegaConf answers a file that holds a single number
+    except OSError:  # OmegaConf raises it for a file that holds a single number
         values = None
     if not isinstance(values, dict):
         raise ConfigError("expected a mapping of settings", on=path)
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> Layer:
 
 
 def describe(loaded: Resolved[Any]) -> str:
-    """The resolved config as YAML, each line saying where its value came from."""
+    """The resolved config as YAML, each line with the origin of its value."""
     lines: list[str] = []
     _describe(loaded.config, "", 0, loaded.origins, lines)
     return "\n".join(lines)
@@ -67,7 +67,7 @@ def _plain(value: Any) -> Any:
 
 
 def _escaped(value: Any) -> Any:
-    """Texts with `${` marked as not meant to be filled in when they are read."""
+    """Texts with `${` escaped, so that reading them does not interpolate."""
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -76,7 +76,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _interpolations(value: Any) -> Iterator[str]:
-    """The texts in which OmegaConf would fill something in."""
+    """The texts in which OmegaConf would interpolate."""
     if isinstance(value, dict):
         for item in value.values():
             yield from _interpolations(item)
