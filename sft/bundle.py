@@ -1,4 +1,4 @@
-"""The files that travel with the code, as they lie in the repository: recipes, mixtures, samples, configs, scripts."""
+"""The files bundled with the code, laid out as in the repository: recipes, mixtures, samples, configs, scripts."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ BATCH_SCRIPTS = RESOURCES / "slurm"
 
 
 def bundled(path: Path) -> Path | None:
-    """What travels with the code under this path of the repository, such as data_recipes/sample, if anything does."""
+    """The bundled file or folder at this path of the repository, such as data_recipes/sample, or None."""
     inside = RESOURCES / path
     return inside if not path.is_absolute() and ".." not in path.parts and inside.exists() else None
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names by which the YAML files of a folder can be called."""
+    """The names of the YAML files of a folder, without suffix."""
     return sorted(path.stem for path in folder.glob("*.yaml"))

@@ -1,8 +1,8 @@
-"""Everything that can go wrong, as one tree with one exit code per branch.
+"""The tree of errors, with one exit code per branch.
 
 SftError                 1   a bug of ours
 ├── DataError           65   a source, a shard or a checkpoint's content is bad
-├── NumericsError       70   loss or gradients left the numbers
+├── NumericsError       70   loss or gradients are not finite
 ├── PeerError           71   another process, rank or the cluster failed
 ├── StorageError        74   the disk refused, or a file is damaged or already taken
 ├── StopRequested       75   stopped on purpose with everything saved: run the command again
@@ -24,7 +24,7 @@ class SftError(Exception):
         super().__init__(self.message())
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default pickling; workers send these errors home.
+        # Default pickling loses keyword-only arguments; workers send these errors to the parent process.
         return functools.partial(type(self), on=self.on, hint=self.hint), (self.what,)
 
     def message(self) -> str:
@@ -34,7 +34,7 @@ class SftError(Exception):
         return f"{where}{self.what}{step}"
 
     def to_json(self) -> dict[str, str | None]:
-        """The error as JSON values, for a process that is told of it."""
+        """The error as JSON values, for another process."""
         on = None if self.on is None else str(self.on)
         return {"kind": type(self).__name__, "what": self.what, "on": on, "hint": self.hint}
 
@@ -46,7 +46,7 @@ class DataError(SftError):
 
 
 class NumericsError(SftError):
-    """Loss or gradients are not finite, and going on would spoil the weights."""
+    """Loss or gradients are not finite, and continuing would damage the weights."""
 
     exit_code = 70
 
@@ -64,7 +64,7 @@ class StorageError(SftError):
 
 
 class StopRequested(SftError):
-    """The run was asked to stop, saved its state, and wants to be started again."""
+    """The run was asked to stop, saved its state, and can be started again."""
 
     exit_code = 75
 
@@ -76,14 +76,14 @@ class ConfigError(SftError):
 
 
 def from_json(value: Mapping[str, str | None], who: str) -> SftError:
-    """The error that another process has told, with its name before what failed."""
+    """The error that another process reported, with the name of the process before what failed."""
     kinds = {kind.__name__: kind for kind in SftError.__subclasses__()}
     kind = kinds.get(str(value["kind"]), SftError)
     return kind(f"{who}: {value['what']}", on=value["on"], hint=value["hint"])
 
 
 def listed(lines: Sequence[object], limit: int | None = None) -> str:
-    """The lines as a list below a sentence; of those beyond the limit, only how many they are."""
+    """The lines as a list below a sentence; those beyond the limit are only counted."""
     shown = [*map(str, lines[:limit])]
     left = len(lines) - len(shown)
     return "".join(f"\n  - {line}" for line in [*shown, *([f"and {left} more"] if left else [])])

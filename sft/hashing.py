@@ -1,4 +1,4 @@
-"""Hashes: sha256 for what names content, 64-bit counter-based ones for what must look random and never change."""
+"""Hashes: sha256 to identify content, 64-bit counter-based hashes for reproducible pseudo-random numbers."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ def text_sha256(text: str) -> str:
 def hashes(seeds: ArrayLike, numbers: ArrayLike) -> NDArray[np.uint64]:
     """A 64-bit hash of each seed with each number, element by element; always an array with a dimension.
 
-    Own arithmetic instead of a library's random numbers, because those may change with the library's version.
+    Implemented here, because a library's random numbers may change with its version.
     """
     seed_N, number_N = (np.atleast_1d(np.asarray(values, np.uint64)) for values in (seeds, numbers))
     return mix(np.add(mix(seed_N), number_N))

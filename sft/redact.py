@@ -1,4 +1,4 @@
-"""Keeps keys and passwords out of what is printed, logged or written: they belong in the environment only."""
+"""Keeps keys and passwords out of printed, logged and written text: they belong in the environment only."""
 
 import os
 import re
@@ -29,7 +29,7 @@ _SAID = re.compile(
     r"(?i)(?P<name>\b(?:[\w.-]*[_.-])?(?:key|apikey|token|secret|password|passwd)[\"']?\s*[=:]\s*[\"']?"
     r"|\bbearer\s+|\bauthorization:\s*\w+\s+)(?P<value>[^\s\"',;]{16,})"
 )
-"""A value said together with a name that makes it a secret."""
+"""A value after a name that marks it as a secret."""
 
 
 def environment_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def environment_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def redact(text: str, secrets: Sequence[str] = ()) -> str:
-    """The text with these secrets, and whatever else looks like one, hidden."""
+    """The text with these secrets, and everything that looks like a secret, hidden."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _LOGIN.sub(HIDDEN, _SHAPES.sub(HIDDEN, text))
@@ -47,12 +47,12 @@ def redact(text: str, secrets: Sequence[str] = ()) -> str:
 
 
 def error_text(error: Exception, environ: Mapping[str, str]) -> str:
-    """An error's text, or its name if it has none, without what may not be shown."""
+    """An error's text, or its type's name if it has none, without secrets."""
     return redact(str(error) or type(error).__name__, environment_secrets(environ))
 
 
 def refuse_secrets(layers: Iterable[tuple[str, Mapping[str, Any]]], environ: Mapping[str, str] = os.environ) -> None:
-    """Let no key or password among the settings, which are saved with every checkpoint and sent to trackers.
+    """Refuse keys and passwords in the settings, which are saved with every checkpoint and sent to trackers.
 
     Raises: ConfigError naming the place of each, without its value.
     """
@@ -67,7 +67,7 @@ def refuse_secrets(layers: Iterable[tuple[str, Mapping[str, Any]]], environ: Map
 
 
 def _secret_settings(value: Any, secrets: Sequence[str], name: str = "", key: str = "") -> Iterator[str]:
-    """The dotted names of all settings whose name or value says that they hold a secret."""
+    """The dotted names of all settings whose name or value looks like a secret."""
     if isinstance(value, Mapping):
         for inner, item in value.items():
             shown = redact(str(inner), secrets)

@@ -1,4 +1,4 @@
-"""The version of sft, recorded in everything that it writes, and those of the packages that it runs with."""
+"""The version of sft, recorded in everything that it writes, and the versions of its packages."""
 
 import platform
 from importlib import metadata
@@ -15,5 +15,5 @@ def version_of(package: str) -> str | None:
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """The versions of Python and of these packages, as what is written records them."""
+    """The versions of Python and of these packages, as recorded in everything that sft writes."""
     return {"python": platform.python_version(), **{name: version_of(name) or "not installed" for name in packages}}
