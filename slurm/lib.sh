@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the batch scripts share: find sft, run it in a Slurm step, hand a warning on to it, go back into the queue.
+# Shared by the batch scripts: find sft, run it in a Slurm step, forward a warning signal to it, requeue the job.
 # Sourced by the *.sbatch files.
 set -euo pipefail
 
@@ -17,7 +17,7 @@ refuse() {
     exit "$BAD_REQUEST"
 }
 
-# begin COMMAND USAGE [ARGUMENT...]: refuse what cannot work, find sft, say in one line what starts where.
+# begin COMMAND USAGE [ARGUMENT...]: refuse what cannot work, find sft, print in one line what starts where.
 begin() {
     local command=$1 usage=$2
     shift 2
@@ -25,9 +25,9 @@ begin() {
     [[ -n ${SLURM_JOB_ID:-} ]] || refuse "not inside a Slurm job; submit it: sbatch $usage"
     [[ $MAX_RESTARTS =~ ^(0|[1-9][0-9]*)$ ]] || refuse "SFT_MAX_RESTARTS=$MAX_RESTARTS: expected a whole number"
     find_sft
-    # Otherwise the output of a killed process is lost, and the rest stands in the log in the wrong order.
+    # Otherwise the output of a killed process is lost, and the rest is in the wrong order in the log.
     export PYTHONUNBUFFERED=1
-    # Since Slurm 22.05 a step gets one CPU unless told; after `sbatch --export=NONE` it gets no environment.
+    # Since Slurm 22.05 a step gets one CPU by default; after `sbatch --export=NONE` it gets no environment.
     step_command=(srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL)
     say "$(date +%Y-%m-%dT%H:%M:%S%z) job $SLURM_JOB_ID on ${SLURMD_NODENAME:-$(uname -n)}," \
         "restart ${SLURM_RESTART_COUNT:-0}: $command$(printf ' %q' "$@")"
@@ -67,12 +67,12 @@ part_of_task() {
 catch_signals() {
     local name
     for name in USR1 TERM INT; do
-        # shellcheck disable=SC2064 # the name of now is meant
+        # shellcheck disable=SC2064 # expands the name now
         trap "stop_signal=$name" "$name"
     done
 }
 
-# run_with_warning_signal COMMAND...: run it in a step and tell it when this shell gets a signal; returns its own code.
+# run_with_warning_signal COMMAND...: run it in a step and signal it when this shell gets a signal; returns its code.
 #
 # In the background, since bash runs a trap only between two commands. Polled, since a `wait` that is interrupted by a
 # trap may lose the exit code or end before the step does (seen in bash 5.2). What is sent is USR1, since TERM makes
@@ -99,7 +99,7 @@ run_with_warning_signal() {
     return "$status"
 }
 
-# For sft train, which stops in time by itself if it knows the end; not every Slurm exports it (22.05 does not).
+# For sft train, which stops in time if it knows the job's end; not every Slurm exports it (22.05 does not).
 export_end_time() {
     local end
     [[ -z ${SLURM_JOB_END_TIME:-} ]] || return 0
@@ -109,9 +109,9 @@ export_end_time() {
     export SLURM_JOB_END_TIME
 }
 
-# For sft train, which runs once per task of the job: a step of all tasks, and the place where they meet.
+# For sft train, which runs once per task of the job: a step of all tasks, and their rendezvous address.
 #
-# A task that ends takes the others with it after --wait: by then they have noticed that it is gone.
+# When a task ends, the others are killed after --wait: by then they have detected that it is gone.
 use_all_tasks() {
     ((${SLURM_NTASKS:-1} > 1)) || return 0
     local hostnames
@@ -138,7 +138,7 @@ requeue_if_useful() {
     if [[ -z $state ]]; then
         say "not requeued: Slurm does not answer; submit it again to go on"
     elif [[ $state != RUNNING ]]; then
-        # Slurm would put even a cancelled job back into the queue if asked.
+        # Slurm would requeue even a cancelled job.
         say "not requeued: the job is $state, so it was cancelled or at its end, or Slurm requeues it by itself"
     elif ((${SLURM_RESTART_COUNT:-0} >= MAX_RESTARTS)); then
         say "not requeued: the limit of $MAX_RESTARTS restarts (SFT_MAX_RESTARTS) is reached; submit it again to go on"
@@ -152,7 +152,7 @@ requeue_if_useful() {
     fi
 }
 
-# The job's state in Slurm's words; nothing if a controller that is busy now still is after several questions.
+# The job's state as Slurm names it; nothing if the controller is still busy after several queries.
 job_state() {
     local turn
     for turn in {1..5}; do
