@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.config.fields import IsPath, problems, unannotated
-from sft.errors import ConfigError
+from sft.errors import ConfigError, listed
 from sft.redact import refuse_secrets
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Resolved[T]:
     config = _build(schema, merged, "", origins, mistakes)
     if mistakes:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  - {text}" for text in mistakes))
+        raise ConfigError(f"{count} in the configuration{listed(mistakes)}")
     return Resolved(typing.cast(T, config), origins)
 
 

@@ -358,7 +358,8 @@ def _other_tokenizer(bench: Bench) -> Path:
     manifest = json.loads((folder / "manifest.json").read_text())
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace("token1", "word1"))
-    facts = {name: manifest[name] for name in ("name", "seq_len", "splits", "sources", "tokenizer")}
+    computed = ("kind", "schema_version", "content_digest", "files", "manifest_sha256")
+    facts = {name: value for name, value in manifest.items() if name not in computed}
     from sft.data.shards import KIND as SHARDS
     from sft.data.shards import SCHEMA_VERSION as SHARDS_VERSION
     from sft.hashing import file_sha256
