@@ -45,7 +45,7 @@ def full_while_saving(bench: Bench) -> str:
         free(path)
 
     victim = bench.train(config, full, in_step(step + 1, free_later))
-    require(victim, 0, rf"step {step} was not saved, going on")
+    require(victim, 0, rf"step {step} was not saved, training continues")
     if step in saved_steps(out):
         raise Wrong(f"step {step} was published from a full disk")
     bench.is_alike(config)
@@ -198,7 +198,7 @@ def failing_sync(bench: Bench) -> str:
     names = [point for point in dict.fromkeys(bench.material.save_points) if re.match(FIRST_SAVE_SYNCED, point)]
     trip = failpoints.at_point(out, failpoints.exactly(names[bench.n % len(names)]), failpoints.fail(errno.EIO))
     victim = bench.train(config, trip)
-    require(victim, 0, "was not saved, going on")
+    require(victim, 0, "was not saved, training continues")
     if 4 in saved_steps(out):
         raise Wrong("published what was not synced")
     bench.is_alike(config)

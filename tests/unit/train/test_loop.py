@@ -282,7 +282,7 @@ def test_full_disk_costs_a_checkpoint_but_not_the_run(
     full_disk(monkeypatch, lambda: len(records(config, "step")) == 4)
     train(config)
     assert steps_saved(config) == [12, 8]
-    assert "step 4 was not saved, going on" in caplog.text
+    assert "step 4 was not saved, training continues" in caplog.text
 
 
 @pytest.mark.parametrize(("save_every_steps", "last_step"), [(2, 6), (100, 12)], ids=["third in a row", "at the end"])
