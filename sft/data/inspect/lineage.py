@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sft.chat.roles import role_of
 from sft.chat.tokenizer import ChatTokenizer
-from sft.chat.turns import marker_begins
+from sft.chat.turns import marker_starts
 from sft.data.build.corpus import RowId
 from sft.data.manifest import RawFile
 from sft.data.shards import Pack, Shards
@@ -86,7 +86,7 @@ def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: in
         raise ConfigError(f"token {token} is padding or outside", hint=f"the pack's documents are tokens 0 to {last}")
     [(doc_id, place)] = holding
     ids, here = pack.input_ids_T[place], token - place.start
-    begins = marker_begins(shards.turn_starts(doc_id, ids, tokenizer), tokenizer)
+    begins = marker_starts(shards.turn_starts(doc_id, ids, tokenizer), tokenizer)
     text = max(0, bisect.bisect_right(begins, here) - 1)
     return TokenOrigin(
         doc_id=doc_id,

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.chat.formats.base import END
-from sft.chat.turns import marker_begins
+from sft.chat.turns import marker_starts
 from sft.data.inspect.diff import Conversations, Diff, SourceDiff, diff, summary
 from sft.data.inspect.lineage import place_of, spans
 from sft.data.inspect.show import cell, one_line, print_line, share_with_loss
@@ -78,7 +78,7 @@ class _Texts:
     def _texts(self, doc_id: int) -> Iterator[str]:
         """The texts of a document, each with the marker before it."""
         ids, starts = self._tokens(doc_id)
-        edges = [0, *marker_begins(starts, self._tokenizer)[1:], len(ids)]
+        edges = [0, *marker_starts(starts, self._tokenizer)[1:], len(ids)]
         return (self._spelt(ids[begin:stop]) for begin, stop in itertools.pairwise(edges))
 
     def _documents(self, row: int) -> range:

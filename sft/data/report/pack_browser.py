@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sft.chat.roles import roles
 from sft.chat.tokenizer import ChatTokenizer
-from sft.chat.turns import marker_begins
+from sft.chat.turns import marker_starts
 from sft.data.shards import Pack, Shards, Split
 
 MAX_BYTES = 1_200_000
@@ -106,7 +106,7 @@ class PackTexts:
         """Runs of tokens of one role and mask value: the role's first letter, a capital with loss, and the tokens."""
         starts = self._shards.turn_starts(doc_id, ids_T, self._tokenizer)
         letters = [role[0] for role in roles(ids_T, starts, self._tokenizer)]
-        for begin, start in zip(marker_begins(starts, self._tokenizer), starts.tolist(), strict=True):
+        for begin, start in zip(marker_starts(starts, self._tokenizer), starts.tolist(), strict=True):
             letters[begin:start] = _TAG * (start - begin)
         ids = ids_T.tolist()
         kinds = (letter.upper() if loss else letter for letter, loss in zip(letters, mask, strict=True))
