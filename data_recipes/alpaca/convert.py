@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from sft.chat.conversation import Conversation, Drop, Reason, exchange, text_columns, wrong_schema
 
-# Nothing but a way of saying that there is no input: "No input", "<noinput>.", "N/A", "No input required."
+# An input that only says that there is none: "No input", "<noinput>.", "N/A", "No input required."
 _NO_INPUT = re.compile(
     r"\W*(?:no\W?inputs?(?:\W+(?:is\W+)?(?:required|needed|necessary|provided|given|available|specified))?"
     r"|n/?a|none|nil|not\W(?:applicable|required|needed))\W*",
@@ -29,12 +29,12 @@ _PICTURE = (
     r"image|picture|photo(?:graph)?s?|pic|drawing|painting|sketch|figure|screenshot|diagram|gif|logo|poster|chart|graph"
     r"|infographic|visuali[sz]ation|word cloud|animation|rendering|design|video|audio|sound|song|melody|music(?:al)?"
 )
-# An answer that only stands for something that text cannot hold: "[Insert Bar Chart]", "<logo>".
+# An answer that is only a placeholder for something that text cannot hold: "[Insert Bar Chart]", "<logo>".
 _STAND_IN = re.compile(
     rf"[<\[(][\w ,.:/'-]{{0,200}}\b(?:{_PICTURE}|attach\w*)\b[\w ,.:/'-]{{0,200}}[>\])]\.?", re.IGNORECASE
 )
 
-# The generator ran on into its next task: "## \n14. Instruction: Describe the main ..."
+# The generator continued with its next task: "## \n14. Instruction: Describe the main ..."
 _NEXT_TASK = re.compile(r"^[#\s]{0,9}\d{1,3}\.\s{0,9}Instruction\s?:", re.MULTILINE | re.IGNORECASE)
 
 _ATTACHED = re.compile(
@@ -76,7 +76,7 @@ def _dirt(instruction: str, given: str, output: str) -> Drop | None:
     if _NO_OUTPUT_TAG.match(output) or _NO_OUTPUT.match(output) or _STAND_IN.fullmatch(output):
         return Drop(Reason.PLACEHOLDER_ANSWER, output[:80])
     texts = (instruction, given, output)
-    # Most rows hold no such word; looking for words is ten times as fast as for patterns.
+    # Most rows do not hold the word; searching for a word is ten times as fast as for a regex.
     if "instruction" in " ".join(texts).lower() and any(map(_NEXT_TASK.search, texts)):
         return Drop(Reason.MERGED_INSTRUCTIONS, "a numbered instruction inside a text")
     if _ATTACHED.fullmatch(given) or _only_links(instruction, given):
@@ -85,7 +85,7 @@ def _dirt(instruction: str, given: str, output: str) -> Drop | None:
 
 
 def _only_links(instruction: str, given: str) -> bool:
-    """Whether the task is about a page or a picture of which the row holds the address only."""
+    """Whether the task is about a page or a picture of which the row holds only the address."""
     place = (given or instruction).lower()
     if not ("://" in place or "www." in place or "![" in place or "<img " in place):
         return False

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from sft.chat.conversation import Conversation, Drop, Message, Reason, from_turns, text_columns, wrong_schema
 
-# Marks that Wikipedia prints right behind a word, as in Japan.[1], [a], [note 3], [nb 2]; after a space or a quote,
+# Marks that Wikipedia prints right after a word, as in Japan.[1], [a], [note 3], [nb 2]; after a space or a quote,
 # or before a letter, brackets hold a word: "[I]t is". And its editors' remarks: [citation needed], [by whom?].
 _REFERENCE_MARK = re.compile(
     r"(?<=[^\s\"'“‘(\[{])\[(?:\d{1,3}|[a-z]|[a-z]{1,6}\.? ?\d{1,3}|note [a-z]|edit)\](?!\w)"
@@ -14,7 +14,7 @@ _REFERENCE_MARK = re.compile(
     re.IGNORECASE,
 )
 
-# One task line per category, as the published preparation has them; the words are ours. Three categories share one.
+# One task line per category, as in the published preparation, in our own words. Three categories share one line.
 _QUESTION = "Answer the user's question."
 _SYSTEM_BY_CATEGORY = {
     "brainstorming": "Gather ideas together with the user.",
@@ -35,7 +35,7 @@ def convert(
     category_systems: bool = False,
     keep_reference_marks: bool = False,
 ) -> Conversation | Drop:
-    """The instruction, then its passage on the next line whatever the category, answered by the response."""
+    """The instruction, then its passage on the next line in every category, answered by the response."""
     columns = text_columns(row, "instruction", "context", "response", "category")
     columns = columns or text_columns(row, "instruction", "input", "output", "category")
     if columns is None:

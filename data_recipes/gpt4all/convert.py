@@ -13,7 +13,7 @@ _PUBLISHED_TURN_END = "</s> \n \n"
 def convert(
     row: Mapping[str, object], *, published_turn_ends: bool = False, card_system_for_several_turns: bool = False
 ) -> Conversation | Drop:
-    """The prompt, the response, and every whole exchange that the response goes on with."""
+    """The prompt, the response, and every further complete exchange in the response."""
     columns = text_columns(row, "prompt", "response", "source")
     if columns is None:
         return wrong_schema(row, "prompt, response and source as text")
@@ -22,7 +22,7 @@ def convert(
     turns = [Message("user", prompt), Message("assistant", answer.strip())]
     for piece in rest:
         user, _, assistant = (part.strip() for part in piece.strip().partition("\n"))
-        # A piece that is no whole exchange ends the conversation; what stands before it stays.
+        # A piece that is not a complete exchange ends the conversation; the exchanges before it are kept.
         if not (user and assistant):
             break
         turns += [Message("user", user), Message("assistant", assistant)]

@@ -1,15 +1,15 @@
-"""Anthropic's HH: a conversation whose last reply people preferred to another one."""
+"""Anthropic's HH: a conversation with the preferred of two last replies."""
 
 import re
 from collections.abc import Mapping
 
 from sft.chat.conversation import Conversation, Drop, Message, Role, clean_text, from_turns, text_columns, wrong_schema
 
-# A tag opens a turn only after a blank line and before white space; messages hold blank lines of their own.
+# A tag starts a turn only after a blank line and before white space; messages may hold blank lines too.
 _TAG = re.compile(r"\n\n(Human|Assistant):(?=\s|\Z)")
 _OPEN_REPLY = re.compile(r"\n\nAssistant:\Z")
 _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-# The assistant's own reply under the other's label; with a second label in it, it is a scene with both parts.
+# The assistant's own reply under the label "Human:"; with a second label in it, the reply holds both parts.
 _STRAY_TAG = re.compile(r"\A(?:Human:\s*+)++(?!.*\b(?:Human|Assistant):)", re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def convert(row: Mapping[str, object], *, split_on_blank_lines: bool = False) ->
         return wrong_schema(row, "a text that starts with a tag, Human: or Assistant:")
     turns = [_turn(_ROLES[tag], body.strip()) for tag, body in zip(parts[::2], parts[1::2], strict=True)]
     if turns[-1].role == "user":
-        turns.pop()  # nobody answered it
+        turns.pop()  # it has no answer
     return from_turns(turns)
 
 
@@ -43,7 +43,7 @@ def _turn(role: Role, text: str) -> Message:
 
 
 def _turns_by_parity(prompt: str, response: str) -> list[Message]:
-    """The published split: whatever stands between two blank lines is a turn, by the other speaker than the last."""
+    """The published split: the text between two blank lines is a turn, and the speakers alternate."""
     pieces = prompt.strip().split("\n\n")
     turns = [
         Message("assistant", piece.replace("Assistant: ", "").strip())

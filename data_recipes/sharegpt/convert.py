@@ -15,8 +15,8 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "bing", "bard"), "assistant"),
 }
 
-# A reply copied from ChatGPT's page is its `markdown` box, at most inside the boxes around it. A reply that only
-# talks about HTML never starts like this.
+# A reply copied from ChatGPT's page is its `markdown` div, with enclosing divs at most. A reply that only mentions HTML
+# never starts like this.
 _PAGE = re.compile(r'\s*(?:<div class="[^"]*">\s*){0,8}<div class="(?:[^"]* )?markdown[ "]')
 
 # Buttons of the page and of browser extensions that were copied with the text.
@@ -24,11 +24,11 @@ _COPY_COUNT = re.compile(r"Copy\s?\d+ chars / \d+ words")
 _COPY_CODE_FENCE = re.compile(r"```\s?([\w+#.-]*?)Copy code\s?")
 _COPY_CODE_LINE = re.compile(r"^Copy code\n", re.MULTILINE)
 _TRAILING_BUTTONS = ("Share Prompt", "지금 번역하기")  # the second is a translation extension's "translate now"
-# "2 / 3" behind the user's text: which of its versions is shown. Unless it is the last one, it is taken for a
-# counter only where no space parts it from a word, or on a line of its own: "What is 1 / 2" stays.
+# "2 / 3" after the user's text: which of its versions is shown. Unless it is the last one, it counts as a version
+# counter only right after a word without a space, or on its own line: "What is 1 / 2" is kept.
 _VERSION = re.compile(r"(?<![\d/.])(\d{1,3}) / \1\Z|(?:\n|(?<=[^\W\d_])|(?<=[.?!\"')\]]))\d{1,2} / \d{1,2}\Z")
 
-# Markdown converters of that time wrote every _ and * of running text as \_ and \*, in code they did not.
+# Markdown converters of that time escaped every _ and * outside code as \_ and \*.
 _ESCAPED = re.compile(r"\\([_*])")
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
@@ -45,7 +45,7 @@ _SERVICE_MESSAGE = re.compile(
 
 
 def convert(row: Mapping[str, object]) -> Conversation | Drop:
-    """The conversation from the first question on, up to the first reply that is none."""
+    """The conversation from the first question to the last complete exchange before an empty or service message."""
     entries = _entries(row.get("conversations"))
     if entries is None:
         return wrong_schema(row, "conversations as a list of objects with from and value as text")
@@ -64,7 +64,7 @@ def convert(row: Mapping[str, object]) -> Conversation | Drop:
 
 
 def _entries(value: object) -> list[tuple[str, str]] | None:
-    """The (speaker, text) pairs of a row, or nothing if it holds anything else."""
+    """The (speaker, text) pairs of a row, or None if it holds anything else."""
     entries = []
     for entry in value if isinstance(value, list) else [None]:
         speaker, text = (entry.get("from"), entry.get("value")) if isinstance(entry, Mapping) else (None, None)
@@ -88,7 +88,7 @@ def _whole_exchanges(turns: list[Message]) -> Conversation | Drop:
 
 
 def _end(turn: Message) -> Reason | None:
-    """Why the conversation cannot go on with this turn."""
+    """Why the conversation ends before this turn, or None if it continues."""
     if not any(char.isprintable() and not char.isspace() for char in turn.text):
         return Reason.EMPTY_USER if turn.role == "user" else Reason.EMPTY_ASSISTANT
     if turn.role == "assistant" and len(turn.text) < 400 and _SERVICE_MESSAGE.match(turn.text):
@@ -97,7 +97,7 @@ def _end(turn: Message) -> Reason | None:
 
 
 def _user_text(text: str, is_page: bool) -> str:
-    """The user's words without buttons; pages hold them as typed, cleaned rows escaped even inside code."""
+    """The user's text without buttons; raw pages hold it as typed, cleaned rows escape it even inside code."""
     text = _without_buttons(clean_text(text))
     while text.endswith(_TRAILING_BUTTONS):
         for button in _TRAILING_BUTTONS:
@@ -148,7 +148,7 @@ _CODE_COLOUR = re.compile(r'<span class="hljs-[^"]*">')
 
 def _page_to_markdown(html: str) -> str | None:
     try:
-        # Half of a page's tags only colour code; without them the rest takes two thirds of the time.
+        # Half of a page's tags only colour code; without them, conversion takes two thirds of the time.
         soup = BeautifulSoup(_CODE_COLOUR.sub("", html), "html.parser")
     except (ParserRejectedMarkup, ValueError):  # ValueError: a character number of thousands of digits
         return None
@@ -166,7 +166,7 @@ def _page_to_markdown(html: str) -> str | None:
 
 
 def _restore_formulas(soup: BeautifulSoup) -> None:
-    """Formulas stand there three times: for screen readers, as TeX and as drawn; the TeX is what was written."""
+    """Replace formulas, which a page holds as MathML, TeX and rendered text, by their TeX source."""
     for formula in soup.find_all(class_="katex"):
         source = formula.find("annotation")
         if source is not None:
@@ -175,7 +175,7 @@ def _restore_formulas(soup: BeautifulSoup) -> None:
 
 
 def _flatten_code(pre: Tag) -> None:
-    """A code box becomes its bare code; the language stands in the box's title or in the code's class."""
+    """Replace a code box by its plain code; the language is in the box's title or in the code's class."""
     code = pre.find("code")
     title = pre.find("span")
     named = re.search(r"language-([\w+#.-]+)", " ".join(code.get_attribute_list("class")) if code else "")
@@ -190,7 +190,7 @@ def _flatten_code(pre: Tag) -> None:
 
 
 def _simplify(tag: Tag) -> None:
-    """Tags and numbers that the page never has and markdownify would trust go; a bare address stays one."""
+    """Remove tags and attributes that a real page never has and markdownify would trust; keep a bare URL bare."""
     kept = ("href", "src", "alt", "data-language")
     start = tag.get("start")
     tag.attrs = {name: value for name, value in tag.attrs.items() if name in kept}

@@ -1,4 +1,4 @@
-"""A conversation between tokeniser and raw row: the one type that every recipe produces."""
+"""The conversation type: every recipe produces it from a raw row, and the encoder turns it into tokens."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ Role = Literal["user", "assistant"]
 class Reason(StrEnum):
     """Why a row, or a piece of one, is not in the shards."""
 
-    # damage: the file is not what the recipe was told it is
+    # damage: the file does not have the form that the recipe expects
     INVALID_JSON = "invalid_json"
     INVALID_UTF8 = "invalid_utf8"
     WRONG_SCHEMA = "wrong_schema"
-    # dirt: the row is whole, but not a conversation to learn from
+    # dirt: the row is readable, but not a usable conversation
     ROW_TOO_LARGE = "row_too_large"
     EMPTY_USER = "empty_user"
     EMPTY_ASSISTANT = "empty_assistant"
@@ -26,13 +26,13 @@ class Reason(StrEnum):
     MERGED_INSTRUCTIONS = "merged_instructions"
     SERVICE_MESSAGE = "service_message"
     LANGUAGE = "language"
-    # choice: a stage of the build that the recipe switched on
+    # choice: dropped by a stage of the build that a setting switched on
     LENGTH = "length"
     REFUSAL = "refusal"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     CONTAMINATED = "contaminated"
-    # encoding: the tokens would break the text and supervision contract
+    # encoding: the tokens would violate the text and supervision contract
     TOO_LONG = "too_long"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
     FORGED_CONTROL_TOKEN = "forged_control_token"
@@ -45,7 +45,7 @@ DAMAGE = frozenset({Reason.INVALID_JSON, Reason.INVALID_UTF8, Reason.WRONG_SCHEM
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn's text, without any tag."""
+    """The text of one turn, without tags."""
 
     role: Role
     text: str
@@ -53,7 +53,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A row that is not kept, and why."""
+    """The reason why a row is not kept."""
 
     reason: Reason
     detail: str = ""
@@ -90,19 +90,19 @@ class Conversation:
 
 
 def exchange(user: str, assistant: str) -> Conversation | Drop:
-    """A single question and answer, or the reason why it is not one."""
+    """A conversation of one question and one answer, or the reason why it is not valid."""
     return from_turns([Message("user", user), Message("assistant", assistant)])
 
 
 def from_turns(turns: Iterable[Message], system: str | None = None) -> Conversation | Drop:
-    """A conversation from the given turns, or the first reason why they are not one."""
+    """A conversation from the given turns, or the first reason why they are not a valid one."""
     try:
         return Conversation(tuple(turns), system)
     except NotAConversationError as error:
         return error.problem
 
 
-# C0 controls but tab and newline, and DEL. In UTF-8 these bytes stand for nothing else.
+# C0 controls except tab and newline, and DEL. In UTF-8 these bytes are never part of another character.
 _CONTROLS = bytes({*range(0x20), 0x7F} - {ord("\t"), ord("\n")})
 
 
@@ -110,18 +110,19 @@ def clean_text(text: str) -> str:
     """The text with plain newlines, without control characters, lone surrogates and outer whitespace."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    # Ignored are lone surrogates, which JSON can spell but UTF-8 cannot. On bytes this is ten times as fast as a regex.
+    # "ignore" removes lone surrogates, which JSON can hold but UTF-8 cannot. On bytes this is ten times as fast as a
+    # regex.
     return text.encode("utf-8", "ignore").translate(None, _CONTROLS).decode().strip()
 
 
 def text_columns(row: Mapping[str, object], *names: str) -> tuple[str, ...] | None:
-    """The cleaned texts of the named columns, or nothing if one of them is missing or is not text."""
+    """The cleaned texts of the named columns, or None if one of them is missing or is not text."""
     texts = [clean_text(value) for name in names if isinstance(value := row.get(name), str)]
     return tuple(texts) if len(texts) == len(names) else None
 
 
 def wrong_schema(row: Mapping[str, object], expected: str) -> Drop:
-    """The verdict on a row whose columns are not those of its source."""
+    """The Drop of a row whose columns are not those of its source."""
     found = ", ".join(f"{name}: {type(value).__name__}" for name, value in row.items())
     detail = f"expected {expected}; found {clean_text(found)[:300] or 'no columns'}"
     return Drop(Reason.WRONG_SCHEMA, detail)

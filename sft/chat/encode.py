@@ -1,7 +1,7 @@
-"""Conversation → token ids and loss mask, in one walk.
+"""Conversation → token ids and loss mask.
 
-A document is a list of segments: the format's markers, and texts that were all encoded in one call. The walk only says
-which segments follow each other; ids and mask of all documents are then gathered at once.
+A document is a list of segments: the format's markers, and texts that were all encoded in one call. A loop lists the
+segments of each document; the ids and loss masks of all documents are then gathered at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,26 +18,26 @@ from sft.chat.tokenizer import ChatTokenizer, TokenRuns
 
 @dataclass(frozen=True)
 class Layout:
-    """What a document looks like, apart from its text."""
+    """How conversations are laid out as documents."""
 
     seq_len: int
-    """Longest document, in tokens."""
+    """Maximum length of a document, in tokens."""
     too_long: Literal["drop", "truncate"] = "drop"
-    """What happens to a single exchange that does not fit."""
+    """What to do with a single exchange that does not fit."""
     supervise: Literal["assistant", "all"] = "assistant"
     end_token: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One document: its ids and, at every token that is a training target, a 1."""
+    """One document: its token ids, and a loss mask that is 1 at every token that is a training target."""
 
     ids: NDArray[Any]
     loss_mask: NDArray[np.uint8]
     turn_starts: NDArray[Any]
-    """Where the system text and each turn's text begin."""
+    """Where the system text and each turn's text start."""
     answers: tuple[str, ...]
-    """The assistant texts that the supervised spans must spell."""
+    """The assistant texts to which the supervised spans must decode."""
     first_exchange: int = 0
     """Number of the document's first exchange in its conversation."""
     truncated: bool = False
@@ -45,7 +45,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Successive exchanges of a conversation that make one document, or would."""
+    """Successive exchanges of a conversation that form one document, or would if they fitted."""
 
     first: int
     stop: int
@@ -57,9 +57,9 @@ def encode(
 ) -> list[list[Encoded | Drop]]:
     """The documents of each conversation: one, or several pieces cut at turn boundaries if it is too long.
 
-    A single exchange that does not fit becomes a Drop, or a truncated document without its end, as the layout says.
+    A single exchange that does not fit becomes a Drop or a truncated document without its end, depending on the layout.
     """
-    # A source has one or a few system texts for all its rows.
+    # A source has one or a few distinct system texts, so each is encoded once.
     system_segments = {text: NUM_MARKERS + number for number, text in enumerate(dict.fromkeys(systems))}
     lead = tokenizer.format.turn_lead
     texts = [lead + message.text for conversation in conversations for message in conversation.messages]
@@ -91,7 +91,7 @@ def encode(
 
 
 def encode_prompt(messages: Sequence[Message], system: str, tokenizer: ChatTokenizer) -> list[int]:
-    """The ids of a chat up to the marker that opens the assistant's next turn."""
+    """The ids of a chat, up to and including the marker before the assistant's next turn."""
     lead = tokenizer.format.turn_lead
     texts = tokenizer.encode([system, *(lead + message.text for message in messages)])
     ids: list[int] = []
@@ -101,7 +101,7 @@ def encode_prompt(messages: Sequence[Message], system: str, tokenizer: ChatToken
 
 
 def _pieces(lengths: Sequence[int], fixed: int, marker_lengths: Sequence[int], seq_len: int) -> list[_Piece]:
-    """Greedily fill pieces with whole exchanges; an exchange too long for any piece stands alone."""
+    """Greedily fill pieces with whole exchanges; an exchange too long for any piece becomes a piece of its own."""
     num_exchanges = len(lengths) // 2
     first_user, later_user = (marker_lengths[kind] + marker_lengths[ASSISTANT] for kind in (FIRST_USER, NEXT_USER))
     total = fixed + sum(lengths) + first_user + (num_exchanges - 1) * later_user
@@ -121,7 +121,7 @@ def _pieces(lengths: Sequence[int], fixed: int, marker_lengths: Sequence[int], s
 def _gathered(
     segments: list[int], ends: list[int], runs: TokenRuns, num_systems: int, tokenizer: ChatTokenizer, layout: Layout
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.int64]]]:
-    """Ids, loss mask and turn starts of each document: the segments' ids one behind the other."""
+    """Ids, loss mask and turn starts of each document: the ids of its segments, concatenated."""
     source = np.concatenate([*(marker.ids for marker in tokenizer.markers), runs.ids])
     length = np.concatenate([[len(marker) for marker in tokenizer.markers], runs.lengths])
     start = np.cumsum(length) - length
@@ -139,13 +139,13 @@ def _gathered(
     begin = first = 0
     for end, last in zip(stop[last_segments].tolist(), text_ends, strict=True):
         if layout.supervise == "all":
-            mask[begin] = 0  # nothing stands before a document's first token, so it is never predicted
+            mask[begin] = 0  # a document's first token has no context, so it is never predicted
         yield ids[begin:end], mask[begin:end], text_starts[first:last] - begin
         begin, first = end, last
 
 
 def _source_loss(length: NDArray[np.int64], num_systems: int, tokenizer: ChatTokenizer) -> NDArray[np.uint8]:
-    """For each id of the markers and texts, whether it carries loss."""
+    """For each id of the markers and texts, whether it has loss."""
     loss = np.zeros(len(length), np.uint8)
     loss[NUM_MARKERS + num_systems + 1 :: 2] = 1  # every second message is the assistant's
     by_id = np.repeat(loss, length)
@@ -172,6 +172,6 @@ def _finished(
         return Drop(Reason.TOO_LONG, f"{piece.num_tokens} tokens, at most {layout.seq_len}")
     if turn_starts[-1] >= layout.seq_len:
         return Drop(Reason.NO_SUPERVISED_TOKENS, f"the question alone fills {layout.seq_len} tokens")
-    # The cut falls into the answer, or behind it if only its end does not fit.
+    # The cut is inside the answer, or right after it if only the end marker does not fit.
     length = min(layout.seq_len, piece.num_tokens - layout.end_token * end_length)
     return Encoded(ids[:length], mask[:length], turn_starts, answers, piece.first, truncated=True)

@@ -1,9 +1,9 @@
-"""A faster tokenizer whose ids must be the reference library's. The only file that imports fastokens.
+"""A faster tokenizer that must give the same ids as the reference library. The only file that imports fastokens.
 
-Nothing is taken on trust: when it is loaded it must encode `PROBES` as the reference does, and `check_sample` says
-which texts of a build to compare as well.
+When it is loaded, it must encode `PROBES` as the reference does; during a build, the texts that `check_sample` selects
+are compared as well.
 
-T tokens of N texts, laid end to end
+T = tokens of all texts, concatenated; N = texts.
 """
 
 import os
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from sft.errors import ConfigError
 
 Flat = tuple[NDArray[np.uint32], NDArray[np.int64]]
-"""ids_T of all texts end to end, and lengths_N."""
+"""ids_T of all texts, concatenated, and lengths_N."""
 Encode = Callable[[Sequence[str]], Flat]
 
 _REFERENCE_HINT = "set tokenizer_backend=tokenizers"
 
 
 def _probes() -> tuple[str, ...]:
-    """Texts on which tokenizers of this kind disagree in practice, and one that samples all of Unicode."""
+    """Texts on which tokenizers of this kind often disagree, and one text that samples all of Unicode."""
     tags = ("<|endoftext|>", "<|padding|>", "<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>", "<|user|>", "<|USER", "<|")
     frames = ("{}", " {} ", "a{}b", "{0}{0}", "\n{}\n", "<{}>", "e{}\u0301", "  {}   ")
     blanks = (" ", "\t", "\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u00a0", "\u2028", "\u3000", " \n", "\t ")
@@ -43,27 +43,27 @@ def _probes() -> tuple[str, ...]:
 
 
 PROBES = _probes()
-"""What a fast tokenizer has to encode as the reference does before it is used."""
+"""Texts that a fast tokenizer must encode as the reference does before it is used."""
 
 
 class FastTokenizer:
-    """Encodes text as text, on one thread.
+    """Encodes text without control tokens, on one thread.
 
-    The library's cache of words is bounded (about 110 MB). FASTOKENS_BPE_THREADS, where it is set, allows more threads.
+    The library's word cache is bounded (about 110 MB). Set FASTOKENS_BPE_THREADS to use more threads.
 
     Raises: ConfigError if fastokens is not installed, cannot read the tokenizer, or encodes a probe differently.
     """
 
     def __init__(self, tokenizer_json: str, reference: Encode) -> None:
-        # The workers of a build are processes. The library looks at this once, when it first encodes.
+        # A build is already parallel by processes. The library reads this variable once, when it first encodes.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         self._tokenizer = _load(tokenizer_json)
         compare(PROBES, self.encode_flat(PROBES), reference)
 
     def encode_flat(self, texts: Sequence[str]) -> Flat:
-        """The ids of all texts end to end, and how many each text has; no text becomes a control id.
+        """The ids of all texts, concatenated, and the number of ids of each text; no text becomes a control id.
 
-        Shapes: ids_T, lengths_N. The ids can only be read.
+        Shapes: ids_T, lengths_N. The ids are read-only.
         """
         ids, offsets = self._tokenizer.encode_batch_flat(texts, split_special_tokens=True)
         ends = np.frombuffer(offsets, np.int64)
@@ -85,14 +85,14 @@ def _load(tokenizer_json: str) -> Any:
 
 
 def check_sample(encoded: Flat, share: float) -> NDArray[np.int64]:
-    """Which texts of a batch are to be compared with the reference: a share of them, chosen by their own ids.
+    """The texts of a batch to compare with the reference: a share of them, chosen by a hash of their own ids.
 
-    Invariant: whether a text is chosen does not depend on the batch that it is in.
+    Invariant: whether a text is chosen does not depend on the other texts of its batch.
     """
     ids_T, lengths_N = encoded
     if not len(ids_T):
         return np.arange(len(lengths_N))
-    # Hashing the texts themselves would cost a fifth of encoding them. Texts without ids have nothing to hash: all.
+    # Hashing the texts themselves would take a fifth of the time of encoding them. Texts without ids are always chosen.
     odd, ends_N = np.uint32(0x9E3779B1), np.cumsum(lengths_N)
     hash_N = ids_T[ends_N - 1] * odd
     hash_N = (hash_N + ids_T[ends_N - 1 - lengths_N // 2]) * odd
@@ -101,9 +101,9 @@ def check_sample(encoded: Flat, share: float) -> NDArray[np.int64]:
 
 
 def compare(texts: Sequence[str], encoded: Flat, reference: Encode, chosen: NDArray[np.int64] | None = None) -> None:
-    """Encode the chosen texts, or all, with the reference as well.
+    """Compare the ids of the chosen texts, or of all texts, with the reference's.
 
-    Raises: ConfigError that shows the first text whose ids differ.
+    Raises: ConfigError showing the first text whose ids differ.
     """
     ids_T, lengths_N = encoded
     numbers = range(len(texts)) if chosen is None else chosen.tolist()

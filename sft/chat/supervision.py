@@ -1,11 +1,11 @@
-"""Proof, document by document, that exactly the right tokens carry loss.
+"""Proof, document by document, that exactly the right tokens have loss.
 
-The proof knows nothing of how `encode.py` made the ids. Where a format's control tokens tell the turns, it reads them
-from the ids alone, and the turn starts that were written down have to be the same. Elsewhere it takes those that were
-written down, and makes sure that the format's markers stand before each of them. It looks at all documents of a batch
-at once, since it must not cost more than a few per cent of encoding them.
+The proof is independent of how `encode.py` made the ids. If a format's control tokens mark the turns, it reads the turn
+starts from the ids alone, and the recorded turn starts must equal them. Otherwise it takes the recorded turn starts and
+checks that the format's markers are before each of them. It processes all documents of a batch at once, because it must
+not take more than a few per cent of the time of encoding them.
 
-T = tokens of all documents end to end, N = documents, X = their texts (the system text and the turns), A = answers.
+T = tokens of all documents, concatenated; N = documents; X = their texts (the system text and the turns); A = answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,9 @@ from sft.chat.turns import Turns, read_turns
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """Documents end to end. Shapes: ids_T, loss_mask_T; ends_N is where each document ends; is_cut_N: truncated.
+    """Concatenated documents. Shapes: ids_T, loss_mask_T; ends_N is where each document ends; is_cut_N: truncated.
 
-    `turns` are those that were written down, if any were.
+    `turns` are the recorded ones, if there are any.
     """
 
     ids_T: NDArray[Any]
@@ -40,13 +40,13 @@ class DocumentBatch:
         return np.append(0, self.ends_N[:-1])
 
     def count(self, marks_T: NDArray[Any]) -> NDArray[np.int64]:
-        """How many tokens of each document are marked."""
+        """The number of marked tokens of each document."""
         total = np.append(0, np.cumsum(marks_T, dtype=np.int64))
         return np.asarray(total[self.ends_N] - total[self.starts_N])
 
 
 def first_violations(documents: Sequence[Encoded], tokenizer: ChatTokenizer, layout: Layout) -> list[Drop | None]:
-    """For each document, the first clause of the supervision contract that it breaks, or None."""
+    """For each document, the first violation of the supervision contract, or None."""
     if not documents:
         return []
     ends_N = np.cumsum([len(document.ids) for document in documents], dtype=np.int64)
@@ -67,7 +67,7 @@ def first_violations(documents: Sequence[Encoded], tokenizer: ChatTokenizer, lay
 
 
 def structure_violations(batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> Iterator[tuple[int, Drop]]:
-    """The documents whose markers, mask or turn starts are wrong, each with the first thing that is."""
+    """The documents whose markers, loss mask or turn starts are wrong, each with its first violation."""
     return _structure_violations(batch, _Texts.of(batch, tokenizer, layout), tokenizer, layout)
 
 
@@ -94,25 +94,25 @@ def _structure_violations(
         elif wrong_mask[number]:
             yield number, Drop(Reason.WRONG_TURN_ENDS, "the loss mask is not the answers and their ends")
         else:
-            yield number, Drop(Reason.WRONG_TURN_ENDS, "the turns do not start where it was written down")
+            yield number, Drop(Reason.WRONG_TURN_ENDS, "the turns do not start at the recorded places")
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """The texts of a batch, as its format sees them."""
+    """The texts of a batch, located by the markers of the format."""
 
     turns: Turns
     kind_X: NDArray[np.int64]
-    """Of the marker before the text."""
+    """Kind of the marker before the text."""
     document_X: NDArray[np.int64]
     stop_X: NDArray[np.int64]
     """Where the text ends."""
     num_learnt_X: NDArray[np.int64]
-    """How many tokens behind the text end it with loss, if it is an answer."""
+    """If the text is an answer: how many tokens after it end it and have loss."""
     wrong_N: NDArray[np.bool_]
-    """Documents whose markers are not those of a system text, user and assistant in turn, and an end if there is one.
+    """True for documents whose markers are not those of a system text, alternating turns and an end marker, if any.
 
-    No control token is anywhere else in the others."""
+    All other documents hold no control token outside their markers."""
 
     @classmethod
     def of(cls, batch: DocumentBatch, tokenizer: ChatTokenizer, layout: Layout) -> "_Texts":
@@ -125,7 +125,7 @@ class _Texts:
         lengths = np.array([len(marker) for marker in tokenizer.markers])
         learnt = np.array([marker.num_learnt for marker in tokenizer.markers])
         begin_X = starts_X - lengths[kind_X]
-        # Behind every text comes the next one's marker; behind a document's last one its end, if it has one.
+        # The next text's marker follows every text; after a document's last text comes the end marker, if there is one.
         has_end_N = layout.end_token & ~batch.is_cut_N
         stop_X, num_learnt_X = np.append(begin_X[1:], 0), np.append(learnt[kind_X[1:]], 0)
         last_X, has_X = np.cumsum(counts_N)[counts_N > 0] - 1, counts_N > 0
@@ -143,7 +143,7 @@ class _Texts:
         return cls(turns, kind_X, document_X, stop_X, num_learnt_X, wrong_N)
 
     def answers(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """First token, first token behind, first token behind its end, and document of every answer in right ones."""
+        """For every answer in a document that is not wrong: its start, its stop, the stop of its end, its document."""
         chosen = (self.kind_X == ASSISTANT) & ~self.wrong_N[self.document_X]
         stops_A = self.stop_X[chosen]
         return self.turns.starts_X[chosen], stops_A, stops_A + self.num_learnt_X[chosen], self.document_X[chosen]
@@ -156,7 +156,7 @@ def _stands(
     documents: NDArray[np.int64],
     tokenizer: ChatTokenizer,
 ) -> NDArray[np.bool_]:
-    """Whether at each of these places, inside of its document, a marker of this kind stands."""
+    """For each of these places, whether a marker of this kind starts there and ends inside its document."""
     lengths = np.array([len(marker) for marker in tokenizer.markers])
     stands: NDArray[np.bool_] = (begins >= batch.starts_N[documents]) & (
         begins + lengths[kinds] <= batch.ends_N[documents]
@@ -188,11 +188,11 @@ def _inside(starts_A: NDArray[np.int64], stops_A: NDArray[np.int64], num_tokens:
 def _text_violations(
     documents: Sequence[Encoded], batch: DocumentBatch, texts: _Texts, tokenizer: ChatTokenizer
 ) -> Iterator[tuple[int, Drop]]:
-    """The documents whose supervised tokens do not spell the assistant texts."""
+    """The documents whose supervised tokens do not decode to the assistant texts."""
     starts_A, stops_A, _, document_A = texts.answers()
     counts_N = np.bincount(document_A, minlength=len(documents)).tolist()
     ids = batch.ids_T[_inside(starts_A, stops_A, len(batch.ids_T))]
-    # Everything is spelt in one go: a call per answer would cost as much again.
+    # All answers are decoded in one call: a call per answer would double the time.
     spelt = tokenizer.spell(ids)
     num_bytes = np.append(0, np.cumsum(tokenizer.num_bytes[ids], dtype=np.int64))
     edges = num_bytes[np.append(0, np.cumsum(stops_A - starts_A))].tolist()
@@ -211,6 +211,6 @@ def _text_violations(
 
 
 def _spells(found: bytes, answer: str, document: Encoded, tokenizer: ChatTokenizer) -> bool:
-    """Whether the bytes are the text as the tokenizer normalises it; of a truncated document, its start."""
+    """Whether the bytes are the text as the tokenizer normalises it; for a truncated document, its start."""
     wanted = tokenizer.normalise(answer).encode("utf-8", "surrogatepass")
     return wanted.startswith(found) if document.truncated else found == wanted

@@ -1,7 +1,7 @@
-"""The tokenizer of GPT-NeoX-20B's form, with a chat format's control tokens. The only file that imports tokenizers.
+"""A byte-level BPE tokenizer as GPT-NeoX-20B's, with a chat format's control tokens. Only this file imports tokenizers.
 
-Text can never become a control token: control ids are inserted by number, and every text is encoded with
-special-token splitting on, so that a tag inside a text stays a run of ordinary characters.
+Text can never become a control token: control tokens are inserted by id, and every text is encoded with
+`encode_special_tokens` on, so that a tag inside a text is encoded as ordinary characters.
 """
 
 import itertools
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from sft.chat.fast_tokenizer import FastTokenizer
 
 NEOX_20B_SIZE = 50277
-"""Entries of the published tokenizer without a format's tags; a format knows the ids that it must then have."""
+"""Vocabulary size of the published tokenizer without tags; its control ids must be those of `published_ids`."""
 
-# The library keeps much beside the ids of every text of a call; larger calls are slower by a third.
+# The library keeps more than the ids of every text of a call in memory; larger calls are slower by a third.
 _TEXTS_PER_CALL = 100
-# The library splits each word into tokens once and remembers it until this many are known: about 40 MB. Its own limit
-# of 10,000 is reached within a few thousand conversations; encoding then takes a fifth to a quarter longer.
-_WORDS_REMEMBERED = 200_000
+# The library caches the tokens of this many words: about 40 MB. Its default of 10,000 is reached within a few thousand
+# conversations; encoding then takes a fifth to a quarter longer.
+_WORD_CACHE_SIZE = 200_000
 
 
 @dataclass(frozen=True)
 class TokenRuns:
-    """TokenRuns of ids, laid end to end.
+    """The ids of several texts, concatenated.
 
     Shapes: ids_T, lengths_N with T the sum of the N lengths.
     """
@@ -45,9 +45,10 @@ class TokenRuns:
 
 
 class ChatTokenizer:
-    """Encodes text as text and knows the control ids of its chat format.
+    """Encodes text and knows the control ids of its chat format.
 
-    A format has ids by a tokenizer only, and a tokenizer has a format's tags among its ids: so the two are joined here.
+    A format's ids depend on the tokenizer, and the tokenizer's vocabulary holds the format's tags: so this class holds
+    both.
 
     Invariant: no id returned by `encode` is a control id.
     """
@@ -65,14 +66,14 @@ class ChatTokenizer:
                 )
         base_size = tokenizer.get_vocab_size()
         if max(tokenizer.get_vocab().values()) != base_size - 1:
-            raise ConfigError("its ids have gaps, so a new tag's id may belong to another token already", on=origin)
+            raise ConfigError("its ids have gaps, so a new tag could get the id of another token", on=origin)
         missing = [tag for tag in self.format.tags if tokenizer.token_to_id(tag) is None]
         tokenizer.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in missing])
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         if isinstance(tokenizer.model, models.BPE):
-            tokenizer.model._resize_cache(_WORDS_REMEMBERED)
+            tokenizer.model._resize_cache(_WORD_CACHE_SIZE)
         self._tokenizer = tokenizer
         self._fast: FastTokenizer | None = None
         self._check_share = 0.0
@@ -93,7 +94,7 @@ class ChatTokenizer:
             raise ConfigError("no such tokenizer", on=file, hint="give the path of a tokenizer.json")
         try:
             tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library has no class of its own
+        except Exception as error:  # the library has no exception class of its own
             raise ConfigError(f"not readable as a tokenizer: {error}", on=file) from error
         return cls(tokenizer, file, chat_format)
 
@@ -121,7 +122,7 @@ class ChatTokenizer:
 
     @cached_property
     def opens_text(self) -> NDArray[np.bool_] | None:
-        """For each id, whether a text begins behind it; None if the format does not mark that by control tokens."""
+        """For each id, whether a text starts after it; None if the format does not mark that by control tokens."""
         tokens = self.format.opening_tokens
         return None if tokens is None else self._table(self.id_of(token) for token in tokens)
 
@@ -142,7 +143,7 @@ class ChatTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Identifies the tokenizer: equal for equal ids, whether or not its file had the tags."""
+        """Identifies the tokenizer: equal for equal ids, whether its file held the tags or not."""
         return text_sha256(self.json)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -150,7 +151,7 @@ class ChatTokenizer:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def use_fast(self, check_share: float) -> None:
-        """Let `encode_flat` use fastokens from now on, comparing this share of its texts with the reference.
+        """Make `encode_flat` use fastokens from now on, and compare this share of its texts with the reference.
 
         Raises: ConfigError if it is not installed or encodes a probe differently.
         """
@@ -159,9 +160,9 @@ class ChatTokenizer:
         self._fast, self._check_share = FastTokenizer(self.json, self._encode_flat), check_share
 
     def encode_flat(self, texts: Sequence[str]) -> TokenRuns:
-        """The ids of all texts end to end, none of them a control id.
+        """The ids of all texts, concatenated, none of them a control id.
 
-        Raises: ConfigError if a fast tokenizer is in use and its ids of a compared text are not the reference's.
+        Raises: ConfigError if a fast tokenizer is in use and its ids of a compared text differ from the reference's.
         """
         if self._fast is None:
             return TokenRuns(*self._encode_flat(texts))
@@ -180,7 +181,7 @@ class ChatTokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes that each id spells; a character may be spread over several ids.
+        """The bytes of each id; the bytes of one character may belong to several ids.
 
         Raises: ConfigError if the vocabulary is not byte-level.
         """
@@ -191,21 +192,21 @@ class ChatTokenizer:
                 for token_id in range(self.num_ids)
             ]
         except KeyError as error:
-            raise ConfigError(f"tokenizer: its vocabulary is not byte-level, it holds {error}") from error
+            raise ConfigError(f"tokenizer: its vocabulary is not byte-level: it contains {error}") from error
 
     @cached_property
     def num_bytes(self) -> NDArray[np.int32]:
-        """How many bytes each id spells."""
+        """The number of bytes of each id."""
         return np.array([len(token) for token in self.token_bytes], np.int32)
 
     @cached_property
     def _spelling(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """The bytes of all ids one behind the other, and where those of each begin."""
+        """The bytes of all ids, concatenated, and where those of each id start."""
         spelling = np.frombuffer(b"".join(self.token_bytes), np.uint8)
         return spelling, np.cumsum(self.num_bytes, dtype=np.int32) - self.num_bytes
 
     def spell(self, ids: NDArray[Any]) -> bytes:
-        """The bytes of a run of ids: what `decode` gives as text, without its look at whole characters."""
+        """The bytes of some ids: the text of `decode` as bytes, also where it ends inside a character."""
         spelling, starts = self._spelling
         length = self.num_bytes[ids]
         end = np.cumsum(length, dtype=np.int32)
@@ -222,7 +223,7 @@ class ChatTokenizer:
         )
 
     def normalise(self, text: str) -> str:
-        """The text as the ids spell it (Unicode NFC for GPT-NeoX-20B)."""
+        """The text in the tokenizer's normal form (Unicode NFC for GPT-NeoX-20B)."""
         normalizer = self._tokenizer.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
@@ -249,9 +250,9 @@ class ChatTokenizer:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in a byte-level vocabulary.
+    """The byte of each character of a byte-level vocabulary.
 
-    Source: GPT-2's encoder; bytes that print stand for themselves, the others for characters from 256 on.
+    Source: GPT-2's encoder; a printable byte is represented by itself, the others by the characters from 256 on.
     """
     prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in prints)
@@ -266,7 +267,7 @@ def _spelt(token: str) -> bytes:
 
 
 def train_tokenizer(texts: Iterable[str], num_ids: int, chat_format: ChatFormat | None = None) -> ChatTokenizer:
-    """A small byte-level BPE tokenizer of the same form, for models that are too small for 50,000 tokens.
+    """Train a small byte-level BPE tokenizer of the same form, for models that are too small for 50,000 tokens.
 
     Invariant: at most `num_ids` ids, the format's tags included; equal texts give an equal tokenizer.
 

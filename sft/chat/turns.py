@@ -1,6 +1,6 @@
-"""Where the texts of documents begin and end: the system text, then the turns.
+"""Where the texts of documents start and end: the system text, then the turns.
 
-T = tokens of all documents end to end, N = documents, X = texts of all documents.
+T = tokens of all documents, concatenated; N = documents; X = texts of all documents.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from sft.chat.tokenizer import ChatTokenizer
 
 @dataclass(frozen=True)
 class Turns:
-    """Where the texts of many documents begin.
+    """Where the texts of many documents start.
 
-    Shapes: starts_X, counted from the first token of all; counts_N, how many texts each document has.
+    Shapes: starts_X, counted from the first token of the first document; counts_N, the number of texts per document.
     """
 
     starts_X: NDArray[np.int64]
@@ -32,7 +32,7 @@ class Turns:
         return cls(starts_X + np.repeat(np.append(0, ends_N[:-1]), counts_N), counts_N)
 
     def differing(self, other: "Turns") -> list[int]:
-        """The documents whose turns are not those of the other."""
+        """The documents whose turns differ."""
         if np.array_equal(self.counts_N, other.counts_N) and np.array_equal(self.starts_X, other.starts_X):
             return []
         pairs = zip(self._by_document(), other._by_document(), strict=True)
@@ -43,7 +43,7 @@ class Turns:
 
 
 def read_turns(ids_T: NDArray[Any], ends_N: NDArray[np.int64], tokenizer: ChatTokenizer) -> Turns | None:
-    """The turns as the ids alone tell them, or None if the format does not mark them by control tokens."""
+    """The turns read from the ids alone, or None if the format does not mark them by control tokens."""
     opens = tokenizer.opens_text
     if opens is None:
         return None
@@ -52,20 +52,20 @@ def read_turns(ids_T: NDArray[Any], ends_N: NDArray[np.int64], tokenizer: ChatTo
 
 
 def read_turn_starts(ids_T: NDArray[Any], tokenizer: ChatTokenizer) -> NDArray[Any]:
-    """The turn starts of one document, or none if its ids do not tell them."""
+    """The turn starts of one document, empty if the ids do not mark them."""
     turns = read_turns(ids_T, np.array([len(ids_T)]), tokenizer)
     return np.zeros(0, np.int64) if turns is None else turns.starts_X
 
 
-def marker_begins(starts: NDArray[Any], tokenizer: ChatTokenizer) -> list[int]:
-    """Where the marker before each text of one document begins."""
+def marker_starts(starts: NDArray[Any], tokenizer: ChatTokenizer) -> list[int]:
+    """Where the marker before each text of one document starts."""
     markers = tokenizer.markers
     return [start - len(markers[marker_kind(number)]) for number, start in enumerate(starts.tolist())]
 
 
 def text_spans(ids_T: NDArray[Any], starts: NDArray[Any], tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
-    """Where each text of one document begins and ends, the markers around it left out."""
+    """Where each text of one document starts and ends, without the markers around it."""
     end = tokenizer.markers[END]
     is_ended = len(end) > 0 and np.array_equal(ids_T[-len(end) :], end.ids)
-    stops = [*marker_begins(starts, tokenizer)[1:], len(ids_T) - is_ended * len(end)]
+    stops = [*marker_starts(starts, tokenizer)[1:], len(ids_T) - is_ended * len(end)]
     return list(zip(starts.tolist(), stops, strict=False))

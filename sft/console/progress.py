@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines now and then in a batch log."""
+"""Progress output: a bar on a terminal, a plain line every few seconds in a batch log."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 Advance = Callable[[int, str], None]
-"""Called with the number of units done since the last call and a short remark."""
+"""Takes the number of units done since the last call and a short remark."""
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -32,7 +32,7 @@ def progress(
     clock: Callable[[], float] = time.monotonic,
     shown: bool = True,
 ) -> Iterator[Advance]:
-    """Show how far a piece of work is; `total=None` counts without an end."""
+    """Show the progress of a task; with `total=None` only the count is shown."""
     if not shown:
         yield lambda _count, _remark: None
         return
@@ -74,7 +74,7 @@ def _time_left(num_left: int, each_s: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds."""
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{left:02d}"

@@ -1,4 +1,4 @@
-"""How a command meets the terminal, the pipe and the operating system around it."""
+"""Standard streams and signals of a command: secrets redacted, closed pipes and SIGTERM handled."""
 
 import os
 import signal
@@ -12,45 +12,45 @@ from sft.redact import environment_secrets, redact
 TERMINATED = 128 + signal.SIGTERM
 
 
-class _Outlet:
-    """A text stream that shows no secret and falls silent when its reader has gone, instead of stopping the work."""
+class _SafeStream:
+    """A text stream that redacts secrets and discards output once its reader has closed, instead of failing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._secrets = stream, environment_secrets(os.environ)
-        # A terminal without Unicode shows an escape instead of ending the command.
+        # On a terminal without Unicode print an escape instead of raising an error.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        with self._endured():
+        with self._tolerate_errors():
             self._stream.write(redact(text, self._secrets))
         return len(text)
 
     def flush(self) -> None:
-        with self._endured():
+        with self._tolerate_errors():
             self._stream.flush()
 
     def finish(self) -> None:
-        """Say what is left; what cannot be said then must not fail the interpreter when it ends."""
+        """Flush what is left; an error here must not make the interpreter fail at exit."""
         try:
             self._stream.flush()
         except OSError:
-            self._fall_silent()
+            self._discard_output()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @contextmanager
-    def _endured(self) -> Iterator[None]:
+    def _tolerate_errors(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:
-            self._fall_silent()
+            self._discard_output()
         except OSError:
-            return  # a full disk under the log costs lines, not the work
+            return  # if the log's disk is full, lines are lost and the command continues
 
-    def _fall_silent(self) -> None:
+    def _discard_output(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -58,8 +58,8 @@ class _Outlet:
 
 @contextmanager
 def command_environment() -> Iterator[None]:
-    """Run a command so that closed pipes are harmless and SIGTERM unwinds it, removing half-written folders."""
-    out, errors = _Outlet(sys.stdout), _Outlet(sys.stderr)
+    """Run a command so that closed pipes do no harm and SIGTERM raises SystemExit, which removes staging folders."""
+    out, errors = _SafeStream(sys.stdout), _SafeStream(sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, errors)):

@@ -1,4 +1,4 @@
-"""What makes two conversations the same, or near enough to stay on one side of a split."""
+"""Hashes by which conversations count as equal, or as similar enough to be in the same split."""
 
 import hashlib
 import unicodedata
@@ -11,23 +11,23 @@ from sft.chat.conversation import Conversation
 
 
 def digest(conversation: Conversation) -> int:
-    """64 bits that are equal for equal turns, whatever the system text and the Unicode form."""
-    # With its length in bytes before it, no turn can pass for two.
+    """A 64-bit hash of the turns, independent of the system text and the Unicode normal form."""
+    # The length in bytes before each turn makes the concatenation unambiguous.
     return _hash("".join([_with_length(_composed(message.text)) for message in conversation.messages]))
 
 
 OPENING_CHARACTERS = 1000
-"""So much of a first question tells it from others; what follows is mostly a passage."""
+"""The part of a first question that is compared; the text after it is mostly a passage."""
 
 
 def group_digest(conversation: Conversation) -> int:
-    """64 bits that are equal for conversations that open with the same question, but for case and white space."""
+    """A 64-bit hash of the first question, independent of case and white space."""
     opening = _composed(conversation.messages[0].text[:OPENING_CHARACTERS]).casefold()
     return _hash(" ".join(opening.split()))
 
 
 def content_digests(ids_T: NDArray[Any], loss_mask_T: NDArray[Any], ends_N: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """For each of the documents, which lie end to end, 64 bits that are equal for equal tokens with equal loss.
+    """A 64-bit hash of the tokens and loss mask of each of the concatenated documents.
 
     Shapes: ids_T and loss_mask_T with the tokens of all documents; ends_N, where each document ends; the result, one
     number per document.

@@ -1,4 +1,4 @@
-"""The table of documents on disk: where every document of a build came from, as an Arrow IPC file."""
+"""The document table: the origin and the counts of every document of a build, as an Arrow IPC file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ Ints = NDArray[Any]
 
 @dataclass(frozen=True)
 class TurnStarts:
-    """Where the system text and each turn's text begin in every document, in tokens.
+    """Where the system text and each turn's text start in every document, in tokens.
 
-    Shapes: starts of all documents one behind the other; those of document n from ends[n] up to ends[n + 1].
+    Shapes: starts of all documents, concatenated; those of document n from ends[n] up to ends[n + 1].
     """
 
     starts: Ints
@@ -28,13 +28,13 @@ class TurnStarts:
         return self.starts[self.ends[document] : self.ends[document + 1]]
 
     def of(self, documents: Ints) -> list[Ints]:
-        """Those of some documents."""
+        """The turn starts of some documents."""
         return [self[document] for document in documents.tolist()]
 
 
 @dataclass(frozen=True)
 class DocumentTable:
-    """Where every document came from: one entry per document, indexed by document id."""
+    """The document table: one entry per document, indexed by document id."""
 
     sources: tuple[str, ...]
     files: tuple[str, ...]
@@ -85,7 +85,7 @@ def write_documents(path: Path, table: DocumentTable) -> None:
 
 
 def read_documents(path: Path) -> DocumentTable:
-    """The document table, its numbers straight from the memory-mapped file."""
+    """Read the document table; its numbers are views of the memory-mapped file."""
     table = ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
     source, file = (table.column(name).combine_chunks() for name in ("source", "file"))
     numbers = {name: table.column(name).to_numpy() for name in table.column_names[2:] if name != "turn_starts"}

@@ -1,7 +1,7 @@
-"""The manifest of a build, typed: what went in, what became of the rows, and what was written.
+"""The manifest of a build as dataclasses: its inputs, the counts of its rows, and its files.
 
-A key that this version does not know is passed over, so that a later one may say more; in a source, whatever is no
-count of its rows is a setting. A key that is missing is an error.
+Unknown keys are ignored, so that a later version can add some; in a source, every key that is not a count is a setting.
+A missing key is an error.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _RENAMED = {"licence": "license"}
 
 
 def renamed(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier version has recorded of a source, by the names of today."""
+    """The facts of a source, with the key names of earlier versions replaced by the current ones."""
     return {_RENAMED.get(key, key): value for key, value in source.items()}
 
 
@@ -28,7 +28,7 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class EvaluationFile:
-    """A file whose text was kept out of the build."""
+    """An evaluation file whose texts were removed from the build."""
 
     name: str
     sha256: str
@@ -45,7 +45,7 @@ class RawFile:
 
 @dataclass(frozen=True)
 class SourceInputs:
-    """What decides the rows of a source."""
+    """The inputs that determine the rows of a source."""
 
     settings: Mapping[str, Any]
     """Its SourceConfig, as JSON values."""
@@ -54,7 +54,7 @@ class SourceInputs:
     raw_files: tuple[RawFile, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The settings beside all that is known of the rows, as the manifest records them."""
+        """The settings and all other fields in one mapping, as the manifest records them."""
         named = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)[1:]}
         return {**self.settings, **named, "raw_files": [dataclasses.asdict(file) for file in self.raw_files]}
 
@@ -83,7 +83,7 @@ class SourceFacts(SourceInputs):
     distinct_conversations: int
     held_out_documents: int
     tokens: int
-    """Of all uses of the documents, as for the supervised ones."""
+    """Tokens of all uses of the documents; supervised_tokens likewise."""
     supervised_tokens: int
 
     @classmethod
@@ -107,14 +107,14 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """All packs for training, or all that are held out."""
+    """One split: all training packs, or all held-out packs."""
 
     packs: int
     tokens: int
     supervised_tokens: int
     documents: int
     density: float
-    """Share of the packs' places that hold a token."""
+    """Share of the packs' positions that are not padding."""
     shards: tuple[ShardFacts, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -129,11 +129,11 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """Everything that decides the bytes of a build."""
+    """The inputs that determine the bytes of a build."""
 
     version: str
     made_with: Mapping[str, str]
-    """Versions of the packages, and the hash of our own code."""
+    """Versions of the packages, and the hash of sft's own code."""
     name: str
     settings: Mapping[str, Any]
     """The mixture's BuildConfig without its sources, as JSON values."""
@@ -156,21 +156,21 @@ class BuildInputs:
 
 @dataclass(frozen=True)
 class BuildManifest(BuildInputs):
-    """A build: its inputs, and what came of them."""
+    """A build: its inputs and its results."""
 
     sources: Mapping[str, SourceFacts]
     inputs_digest: str
     format: str
-    """The chat format's name; manifests of schema version 3 say none, and mean stablelm."""
+    """The chat format's name; manifests of schema version 3 have none, which means stablelm."""
     seq_len: int
     splits: Mapping[str, SplitFacts]
     content_digest: str = ""
-    """Names the data set; known once all files are written, as are their facts."""
+    """Identifies the data set; known once all files are written, like `files`."""
     files: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     schema_version: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest but for what is known only once all files are written."""
+        """The manifest without the fields that are known only after all files are written."""
         splits = {name: split.to_json() for name, split in self.splits.items()}
         results = {
             "inputs_digest": self.inputs_digest,
@@ -181,7 +181,7 @@ class BuildManifest(BuildInputs):
         return super().to_json() | results
 
     def as_training_data(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the build that it was trained on, as JSON values."""
+        """The facts about a build that a checkpoint trained on it records, as JSON values."""
         facts = self.to_json()
         return {
             "name": self.name,
@@ -195,7 +195,7 @@ class BuildManifest(BuildInputs):
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The manifest as it was written, by this version or an earlier one.
 
-        Raises: KeyError, TypeError or AttributeError if it is no manifest of a build.
+        Raises: KeyError, TypeError or AttributeError if it is not a manifest of a build.
         """
         typed = {
             "format": value.get("format", "stablelm"),
@@ -208,5 +208,5 @@ class BuildManifest(BuildInputs):
 
 
 def _taken(kind: type[T], value: Mapping[str, Any]) -> T:
-    """An instance of the dataclass from the keys that it knows."""
+    """An instance of the dataclass; keys that are not its fields are ignored."""
     return kind(**{item.name: value[item.name] for item in dataclasses.fields(kind)})  # type: ignore[arg-type]

@@ -64,8 +64,8 @@ class Pack:
 class Packs:
     """Packed sequences of one shard.
 
-    Shapes: input_ids_PT, loss_mask_PT, num_supervised_P; doc_lengths and doc_ids of all packs one behind the other,
-    those of pack n from ends[n] up to ends[n + 1].
+    Shapes: input_ids_PT, loss_mask_PT, num_supervised_P; doc_lengths and doc_ids of all packs, concatenated; those of
+    pack n from ends[n] up to ends[n + 1].
     """
 
     input_ids_PT: Ints
@@ -77,7 +77,7 @@ class Packs:
 
 
 def is_content(name: str) -> bool:
-    """Whether a file of a build decides what is trained: packs, document table and tokenizer, but no report or card."""
+    """Whether a file of a build is training data: packs, document table or tokenizer, but not the report or card."""
     return name.endswith(".arrow") or name == TOKENIZER
 
 
@@ -102,7 +102,7 @@ def write_shard(path: Path, packs: Packs) -> None:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of one record batch, as arrays that lie in the file.
+    """The columns of one record batch, as views of the memory-mapped file.
 
     Shapes: input_ids_PT, loss_mask_PT, num_supervised_P; documents of pack n from ends[n] up to ends[n + 1].
     """
@@ -139,7 +139,7 @@ class _Columns:
 
 
 class Split:
-    """Random access to the packs of one split, straight from the memory-mapped files."""
+    """Random access to the packs of one split in the memory-mapped files."""
 
     def __init__(self, folder: Path, name: str, facts: SplitFacts, hashes: LateHashes | None = None) -> None:
         self.name, self._hashes = name, hashes or LateHashes(folder)
@@ -166,7 +166,7 @@ class Split:
 
     @cached_property
     def placed(self) -> tuple[Ints, Ints, Ints]:
-        """Ids and lengths of the documents of all packs, one behind the other, and how many each pack holds."""
+        """Ids and lengths of the documents of all packs, concatenated, and the number of documents of each pack."""
         views = self._all_views()
         columns = zip(*((view.doc_ids, view.doc_lengths, np.diff(view.id_ends)) for view in views), strict=True)
         ids, lengths, counts = map(_joined, columns) if views else [_joined(())] * 3
@@ -192,11 +192,11 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path, *, check_hashes: bool = True) -> "Shards":
-        """Open a build and make sure that its content is what was published.
+        """Open a build and check that its content has not changed since it was published.
 
-        Without `check_hashes` the files of packs, which are large, are hashed later: each before it is first read from.
+        Without `check_hashes` each shard file, which is large, is hashed only before it is first read.
 
-        Raises: DataError if a file of the content is missing, cut or changed.
+        Raises: DataError if a file of the content is missing, truncated or changed.
         """
         content = read_manifest(folder, KIND, *READABLE_VERSIONS)
         with readable(folder / MANIFEST, what="not the manifest of a build"):
@@ -223,7 +223,7 @@ class Shards:
 
     @property
     def chat_format(self) -> ChatFormat:
-        """How the conversations are written."""
+        """The chat format of the conversations."""
         return format_named(self.manifest.format)
 
     def load_tokenizer(self) -> ChatTokenizer:
@@ -235,7 +235,7 @@ class Shards:
         return read_documents(self.folder / DOCUMENTS)
 
     def turn_starts(self, doc_id: int, ids_T: Ints, tokenizer: ChatTokenizer) -> Ints:
-        """Where the texts of a document begin, which has these ids; an older build does not say, but its ids do."""
+        """Where the texts of the document with these ids start; in an older build they are read from the ids."""
         stored = self.documents.turn_starts
         return read_turn_starts(ids_T, tokenizer) if stored is None else stored[doc_id]
 

@@ -1,4 +1,4 @@
-"""Text as word hashes: what exact-phrase and near-duplicate comparison count in.
+"""Text as word hashes, the units of exact-phrase and near-duplicate comparison.
 
 Shapes: C characters, W words, T texts, R runs.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LONGEST_RUN = 1024
-"""Longer words count by their start."""
+"""Longer words are hashed by their first characters."""
 _BLOCK = 1 << 15
 
 # Odd, so that multiplying loses no bits and can be undone.
@@ -80,7 +80,7 @@ def _spans(codes_C: NDArray[np.uint8] | NDArray[np.uint32]) -> tuple[NDArray[np.
 
 @cache
 def _kinds() -> NDArray[np.uint8]:
-    """What each character is to a word; the last entry is for all rarer ones, from emoji to ancient scripts."""
+    """The kind of each character: separator, part of a word, or whole word; the last entry is for all above U+FFFF."""
     table = np.array(
         [_IN_WORD if unicodedata.category(chr(code))[0] in "LMN" else _SEPARATOR for code in range(0x10001)], np.uint8
     )

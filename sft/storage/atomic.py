@@ -1,4 +1,4 @@
-"""A folder or file under its final name is whole: everything is written aside, synced, then renamed."""
+"""Atomic writes: everything is written under a temporary name, synced, then renamed to its final name."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ STAGING_PREFIX = ".staging-"
 
 @contextmanager
 def staged(final: Path) -> Iterator[Path]:
-    """A fresh folder beside `final` that takes its name if the block ends well, and vanishes if not.
+    """An empty folder beside `final` that is renamed to it if the block succeeds, and removed if it fails.
 
-    Raises: StorageError if `final` exists already or the disk refuses.
+    Raises: StorageError if `final` exists already or cannot be written.
     """
     if final.exists():
         raise StorageError("exists already and is never overwritten", on=final, hint="name another folder")
@@ -26,7 +26,7 @@ def staged(final: Path) -> Iterator[Path]:
         yield staging
         sync_tree(staging)
         staging.rename(final)
-        # Without this a power cut after the rename may bring the staging name back.
+        # Without this, a power cut after the rename may undo it.
         sync_folder(final.parent)
     except OSError as error:
         raise StorageError(f"cannot be written: {error}", on=final, hint="check space and permissions") from error
@@ -35,12 +35,12 @@ def staged(final: Path) -> Iterator[Path]:
 
 
 def staging_path(final: Path) -> Path:
-    """Where `final` is prepared: a hidden sibling, so that the rename stays on one file system."""
+    """The staging folder of `final`: a hidden sibling, so that the rename stays on one file system."""
     return final.parent / f"{STAGING_PREFIX}{final.name}"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole: readers see the old text or the new one, never a part."""
+    """Replace a small file atomically: readers see the old text or the new one, never a part."""
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force every file and folder below to disk, so that the rename cannot overtake their contents."""
+    """Fsync every file and folder below, so that their contents are on disk before the rename."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             sync(path)
@@ -67,12 +67,12 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to disk."""
+    """Fsync a folder's list of names."""
     sync(folder)
 
 
 def sync(path: Path) -> None:
-    """Force a file's contents, or a folder's list of names, to disk."""
+    """Fsync a file's contents, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

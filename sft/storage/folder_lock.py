@@ -1,4 +1,4 @@
-"""Two jobs never write one folder: a writer holds its lock."""
+"""A lock file per folder, so that two jobs never write the same folder."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ from sft.errors import StorageError
 
 @contextmanager
 def folder_lock(path: Path, of: Path | None = None, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock file at `path` while the block runs; it guards the folder `of`, or else the one that it lies in.
+    """Hold the lock file at `path` while the block runs; it guards the folder `of`, by default the lock file's folder.
 
-    The system frees it if the process dies. Several processes may hold it together if each asks for a shared one.
+    The operating system releases it if the process dies. Several processes can hold a shared lock at once.
 
     Raises: StorageError if another process holds it, or it cannot be written.
     """

@@ -1,4 +1,4 @@
-"""JSON files: what one holds, or an error that names the file and says why it cannot be read."""
+"""Read JSON files; an error names the file and says why it cannot be read."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 from sft.errors import DataError, SftError
 
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What reading a file raises, or taking its content apart if it is other than expected."""
+"""Exceptions of reading a file, and of parsing a content that is not as expected."""
 
 
 def read_json(path: Path) -> Any:
@@ -24,7 +24,7 @@ def read_json(path: Path) -> Any:
 def readable(
     path: Path, kind: type[SftError] = DataError, *, what: str = "not readable", hint: str | None = None
 ) -> Iterator[None]:
-    """Read a file, and take its content apart, in here: whatever goes wrong is told as an error about that file."""
+    """Read and parse a file in this block: every exception in it is raised again as an error about that file."""
     try:
         yield
     except _BROKEN as error:
@@ -32,5 +32,5 @@ def readable(
 
 
 def _reason(error: Exception) -> str:
-    """Why, for people; a KeyError by itself says nothing but the key."""
+    """The reason as text; the text of a KeyError is only the key."""
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -1,6 +1,6 @@
 """manifest.json: what a published folder holds, with the sha256 of every file.
 
-File formats do not notice a flipped bit; these hashes do. A folder without a manifest is not ours.
+The hashes detect a flipped bit, which file formats do not. A folder without a manifest was not written by sft.
 """
 
 import json
@@ -16,20 +16,20 @@ from sft.storage.json_file import read_json, readable
 
 MANIFEST = "manifest.json"
 SELF = "manifest_sha256"
-"""The manifest's hash of itself, made before it is added."""
+"""Key of the manifest's own hash, computed before the key is added."""
 
 Manifest = dict[str, Any]
 IsContent = Callable[[str], bool]
-"""Tells by its name whether a file is what the folder is for, or only something said about it."""
+"""Whether a file, given its name, is part of the content and not only documentation of it."""
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """What a manifest records of a file."""
+    """A file's manifest entry: its size and sha256."""
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def is_any(_name: str) -> bool:
-    """Take every file for content."""
+    """Count every file as content."""
     return True
 
 
@@ -38,7 +38,7 @@ def write_manifest(
 ) -> Manifest:
     """Hash every file in `folder` and write its manifest, the last file of the folder.
 
-    The content digest covers the files that `is_content` takes, so that words about them do not change what they are.
+    The content digest covers only the files that `is_content` accepts, so editing a report or card does not change it.
     """
     names = sorted(
         path.relative_to(folder).as_posix()
@@ -58,7 +58,7 @@ def write_manifest_of(
     files: Mapping[str, dict[str, Any]],
     is_content: IsContent = is_any,
 ) -> Manifest:
-    """Write the manifest of files whose facts are known, the last file of the folder."""
+    """Write the manifest of files whose sizes and hashes are known, the last file of the folder."""
     content = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(filter(is_content, files)))
     manifest = {
         "kind": kind,
@@ -101,10 +101,10 @@ def read_manifest(folder: Path, kind: str, *schema_versions: int) -> Manifest:
 def damaged_files(
     folder: Path, files: Mapping[str, dict[str, Any]], *, unhashed: Container[str] = (), is_content: IsContent = is_any
 ) -> Iterator[str]:
-    """One sentence for every file that differs from what its manifest says of it: missing, cut, changed or added.
+    """One sentence for every file that differs from its manifest entry: missing, truncated, changed or added.
 
-    The files in `unhashed` are not read, so a change that keeps their size goes unnoticed. Nothing is said about files
-    that `is_content` does not take.
+    The files in `unhashed` are not read, so a change that keeps their size goes unnoticed. Files that `is_content` does
+    not accept are not checked.
     """
     recorded = {name: facts for name, facts in files.items() if is_content(name)}
     yield from _changed_files(folder, recorded, unhashed)
@@ -115,20 +115,20 @@ def damaged_files(
 
 
 def refuse_damaged(folder: Path, damaged: Iterable[str]) -> None:
-    """Raise a DataError if there are such sentences."""
+    """Raise a DataError if `damaged` holds a sentence."""
     if found := "; ".join(damaged):
         raise DataError(f"changed after the build: {found}", on=folder, hint="restore the files or build again")
 
 
 class LateHashes:
-    """Files of a published folder that are hashed when they are first used, each once."""
+    """Files of a published folder that are hashed on first use, each once."""
 
     def __init__(self, folder: Path, recorded: Mapping[str, dict[str, Any]] | None = None) -> None:
-        """`recorded` is what the manifest says of them; of other files nothing is asked."""
+        """`recorded` holds their manifest entries; other files are not checked."""
         self._folder, self._recorded = folder, dict(recorded or {})
 
     def check(self, names: Iterable[str]) -> None:
-        """Hash those of these files that were not hashed yet.
+        """Hash those of these files that have not been hashed yet.
 
         Raises: DataError if one is missing or changed.
         """

@@ -346,7 +346,7 @@ REFUSALS: list[tuple[str, dict[str, Any], type[SftError], int, list[str]]] = [
     ("malformed name", {"hub_id": "a/b/c"}, ConfigError, 78, ["owner/name"]),
     ("no pattern", {"hub_files": ()}, ConfigError, 78, ["talks has no hub_files"]),
     ("no match", {"hub_files": ("*.csv",)}, ConfigError, 78, ["*.csv", "README.md", "sources.talks.hub_files"]),
-    ("outside", {"hub_id": "someone/evil"}, DataError, 65, ["'../../evil.jsonl' is no path inside a repository"]),
+    ("outside", {"hub_id": "someone/evil"}, DataError, 65, ["'../../evil.jsonl' is not a path inside a repository"]),
 ]
 
 

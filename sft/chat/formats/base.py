@@ -1,9 +1,9 @@
-"""What tells one chat format from another: what stands between the texts of a conversation, and what of it is learnt.
+"""The definition of a chat format: the markers between the texts of a conversation, and which of them have loss.
 
     <system marker> S <first user> U <assistant> A <next user> U <assistant> A <end marker>
 
-The texts are the system text, then the turns by user and assistant. A format is a value: everything that encodes,
-proves, shows, exports or answers reads it and knows no tag by name.
+The texts are the system text, then the turns by user and assistant. A format is data: the code that encodes, verifies,
+shows, exports or generates reads it and names no tag itself.
 """
 
 import json
@@ -15,29 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 SYSTEM, FIRST_USER, ASSISTANT, NEXT_USER, END = range(5)
-"""The kinds of markers, each named for the text that it opens; the last one ends the document."""
+"""The kinds of markers, each named after the text that follows it; the last one ends the document."""
 NUM_MARKERS = 5
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control token by its name: it is inserted by number, so that no text can forge it."""
+    """A control token by its name: it is inserted by id, so that no text can forge it."""
 
     name: str
 
 
 Part = Control | str
-"""A piece of a marker: a control token, or literal text, which is encoded by itself."""
+"""A part of a marker: a control token, or literal text, which is encoded on its own."""
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What stands between two texts."""
+    """The tokens between two texts."""
 
     learnt: tuple[Part, ...] = ()
-    """Comes first, ends the answer before it and carries its loss."""
+    """The first parts: they end the answer before the marker and have loss."""
     unlearnt: tuple[Part, ...] = ()
-    """Comes behind that and carries no loss."""
+    """The parts after those, without loss."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -45,17 +45,17 @@ class Marker:
 
     @property
     def text(self) -> str:
-        """The marker spelt out."""
+        """The marker as text."""
         return "".join(part.name if isinstance(part, Control) else part for part in self.parts)
 
 
 @dataclass(frozen=True)
 class MarkerIds:
-    """A marker as the ids of one tokenizer."""
+    """A marker as ids of one tokenizer."""
 
     ids: NDArray[np.uint32]
     num_learnt: int
-    """How many of the first ids carry loss."""
+    """How many of the first ids have loss."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,32 +67,32 @@ class ChatFormat:
 
     name: str
     end_token: str
-    """The tokenizer's token for the end of a document."""
+    """The end-of-document token."""
     pad_token: str
     tags: tuple[str, ...]
-    """Control tokens that a tokenizer is given if it lacks them."""
+    """Control tokens that are added to a tokenizer that lacks them."""
     published_ids: Mapping[str, int]
-    """The ids of all control tokens with GPT-NeoX-20B's tokenizer."""
+    """The ids of all control tokens in GPT-NeoX-20B's tokenizer."""
     default_system: str
-    """System text of chats that name none; recipes call it `card`."""
+    """System text of chats without one of their own; recipes call it `card`."""
     system: Marker
     first_user: Marker
     assistant: Marker
     next_user: Marker
-    """Before a user's later turn, behind an answer."""
+    """Before every user turn but the first, so after an answer."""
     end: Marker
     stop_tokens: tuple[str, ...]
-    """Where an answer ends, in the order in which the model card lists them."""
+    """The tokens that end an answer, in the order of the model card."""
     template: str
-    """Jinja template of chats, with DEFAULT_SYSTEM for the system text of chats that name none."""
+    """Jinja chat template, with the placeholder DEFAULT_SYSTEM for the default system text."""
     stop_strings: tuple[str, ...] = ()
-    """Texts at which an answer ends as well."""
+    """Strings that end an answer as well."""
     turn_lead: str = ""
-    """Encoded as one with every turn's text, such as the space that a word's token begins with."""
+    """Text prepended to every turn's text before encoding, such as the space with which a word's token starts."""
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
-        """All tokens that no text may become."""
+        """All tokens to which no text may be encoded."""
         return (self.end_token, self.pad_token, *self.tags)
 
     @property
@@ -102,9 +102,9 @@ class ChatFormat:
 
     @property
     def opening_tokens(self) -> tuple[str, ...] | None:
-        """The control tokens behind each of which a text begins, and behind nothing else; None if there are none such.
+        """The control tokens after which a text starts, if every text follows one and no other token; None otherwise.
 
-        With them the turns can be read back from ids alone.
+        With them, the turns can be read from the ids alone.
         """
         *openings, end = self.markers
         last = [marker.parts[-1] if marker.parts else "" for marker in openings]
@@ -114,27 +114,27 @@ class ChatFormat:
 
     @property
     def sketch(self) -> str:
-        """The markers with dots in place of the texts, for people."""
+        """The markers with dots in place of the texts, for display."""
         lead = self.turn_lead
         return f"{self.system.text}…{self.first_user.text}{lead}…{self.assistant.text}{lead}…"
 
     def chat_template(self, system: str) -> str:
-        """The Jinja template; chats that name no system text get this one."""
-        # A JSON string is a Jinja string as well, whatever quotes, newlines and braces it holds.
+        """The Jinja template, with this default system text."""
+        # A JSON string is a valid Jinja string as well, with any quotes, newlines and braces in it.
         return self.template.replace("DEFAULT_SYSTEM", json.dumps(system, ensure_ascii=False))
 
 
 def marker_kind(number: int) -> int:
-    """The kind of marker before a document's text of this number: the system text is number 0, the first question 1."""
+    """The kind of the marker before text `number` of a document: the system text is number 0, the first question 1."""
     return number if number < 2 else (NEXT_USER if number % 2 else ASSISTANT)
 
 
 def marker_kinds(numbers: NDArray[Any]) -> NDArray[Any]:
-    """The same for many at once."""
+    """The kinds of the markers before many texts."""
     return np.where(numbers < 2, numbers, np.where(numbers % 2, NEXT_USER, ASSISTANT))
 
 
 def marker_ids(marker: Marker, ids_of: Callable[[Part], Sequence[int]]) -> MarkerIds:
-    """A marker as ids, given those of its parts."""
+    """A marker as ids, given a function from a part to its ids."""
     learnt, unlearnt = ([i for part in parts for i in ids_of(part)] for parts in (marker.learnt, marker.unlearnt))
     return MarkerIds(np.array([*learnt, *unlearnt], np.uint32), len(learnt))

@@ -1,4 +1,4 @@
-"""The chat formats by name; a new one is a file beside this and an entry here."""
+"""The chat formats by name; to add one, add a file beside this one and an entry here."""
 
 from sft.chat.formats.base import ChatFormat
 from sft.chat.formats.stablelm import STABLELM
@@ -6,13 +6,13 @@ from sft.errors import ConfigError
 
 FORMATS = {chat_format.name: chat_format for chat_format in (STABLELM,)}
 DEFAULT = STABLELM.name
-"""The format of shards and checkpoints that name none: they are older than the choice."""
+"""The format of shards and checkpoints without a format name, which were written before formats could be chosen."""
 
 
 def format_named(name: str | None) -> ChatFormat:
-    """The format of this name; without a name the default.
+    """The format of this name, or the default if `name` is None.
 
-    Raises: ConfigError if there is none.
+    Raises: ConfigError if there is no format of this name.
     """
     found = FORMATS.get(name or DEFAULT)
     if found is None:

@@ -3,8 +3,8 @@
     <|SYSTEM|>S<|USER|>U<|ASSISTANT|>A<|USER|>U<|ASSISTANT|>A<|endoftext|>
                                      ^^^^^^^^^              ^^^^^^^^^^^^^^   loss
 
-Nothing stands between tags and text. Loss falls on assistant text and on the token that ends it: the next tag inside a
-conversation, the end token behind it.
+There is nothing between tags and text. The assistant text and the token that ends it have loss: that token is the next
+tag or, at the end of the conversation, the end token.
 
 Source: the model card of stabilityai/stablelm-tuned-alpha-7b.
 """
@@ -14,7 +14,7 @@ from sft.chat.formats.base import ChatFormat, Control, Marker
 END, PADDING = "<|endoftext|>", "<|padding|>"
 SYSTEM, USER, ASSISTANT = TAGS = ("<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>")
 
-# The published model's ids; any tokenizer with GPT-NeoX-20B's entries must reproduce them.
+# The published model's ids; every tokenizer with GPT-NeoX-20B's vocabulary must have them.
 NEOX_20B_IDS = {END: 0, PADDING: 1, SYSTEM: 50277, USER: 50278, ASSISTANT: 50279}
 
 CARD_SYSTEM_PROMPT = """\

@@ -1,6 +1,6 @@
-"""Which process of a run takes which packs of a step: as many each, and as equal a load as can be.
+"""Assign the packs of a step to ranks: equally many packs per rank, with loads as equal as possible.
 
-Which process computes a pack changes no result but for rounding, only the time that the slowest one takes.
+The assignment changes only the time of the slowest rank; results differ by rounding at most.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def balanced(packs: Sequence[int], costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     """The packs of each rank, in the order of the step.
 
-    Invariant: every pack is dealt once, and no rank gets two packs more than another.
+    Invariant: every pack is assigned once, and no rank gets two packs more than another.
     """
     if num_ranks == 1:
         return [list(packs)]

@@ -1,4 +1,4 @@
-"""Packs joined into the flat token row that the model reads.
+"""Packs concatenated into the flat token sequence that the model reads.
 
 T = tokens of the batch without padding.
 """
@@ -13,12 +13,12 @@ from sft.data.shards import Pack, Split
 from sft.hashing import hashes
 
 IGNORE = -1
-"""Target of a position that carries no loss."""
+"""Target of a position without loss."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: the documents of some packs, one behind the other, without padding.
+    """The input of one forward pass: the documents of some packs, concatenated without padding.
 
     `targets_T[t]` is the token that position t must predict, or IGNORE.
     """
@@ -28,13 +28,13 @@ class Batch:
     doc_lengths: tuple[int, ...]
     doc_ids: tuple[int, ...]
     packs: tuple[int, ...] = ()
-    """Where in their split the packs stand."""
+    """Indices of the packs in their split."""
     doc_seeds: tuple[int, ...] = ()
-    """One number per document that its noise is made from; none if there is to be no noise."""
+    """Seed of the noise of each document; empty if there is no noise."""
 
     @classmethod
     def empty(cls) -> "Batch":
-        """One token and no loss, for a process that has nothing to compute while others do."""
+        """One token without loss, for a rank that has no pack left while others do."""
         return cls(np.zeros(1, np.int64), np.full(1, IGNORE, np.int64), (1,), ())
 
     @property
@@ -43,14 +43,14 @@ class Batch:
 
 
 def join(packs: Sequence[Pack], indices: Sequence[int] = (), noise_seed: int | None = None) -> Batch:
-    """Lay the documents of the packs end to end and shift their loss masks into targets.
+    """Concatenate the documents of the packs and shift their loss masks into targets.
 
-    With a noise seed, that of the step, each document gets one that depends on its pack and its place in there alone.
+    With the noise seed of the step, each document gets a seed that depends only on its pack and its place in the pack.
     """
     ids_T = np.concatenate([pack.input_ids_T[: pack.num_tokens] for pack in packs]).astype(np.int64)
     mask_T = np.concatenate([pack.loss_mask_T[: pack.num_tokens] for pack in packs]).astype(bool)
     lengths_N = np.concatenate([pack.doc_lengths_N for pack in packs]).astype(np.int64)
-    # A document's first token is never predicted: what stands before it belongs to another document.
+    # A document's first token is never predicted: the token before it belongs to another document.
     mask_T[np.cumsum(lengths_N) - lengths_N] = False
     targets_T = np.full(len(ids_T), IGNORE, np.int64)
     targets_T[:-1] = np.where(mask_T[1:], ids_T[1:], IGNORE)

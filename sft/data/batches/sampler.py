@@ -1,6 +1,6 @@
 """Which packs an optimizer step trains on: a pure function of (seed, epoch, position).
 
-There is no sampler state to save or to skip through: step k of a run is the same at any world size, after any resume.
+The sampler has no state to save or to fast-forward: step k of a run is the same at any world size and after any resume.
 """
 
 import math
@@ -38,7 +38,7 @@ class Order:
 
     @property
     def num_samples(self) -> int:
-        """Packs used over the whole run, repeats counted."""
+        """Packs used over the whole run, repeats included."""
         samples = round(self.num_packs * self.epochs)
         return samples if self.max_steps is None else min(samples, self.max_steps * self.batch_packs)
 
@@ -53,7 +53,7 @@ class Order:
         return [self._pack(position) for position in range(first, min(first + self.batch_packs, self.num_samples))]
 
     def noise_seed(self, step: int) -> int:
-        """What the noise of optimizer step `step` is made from."""
+        """The seed of the noise of optimizer step `step`."""
         return int(hashes(hashes(self.seed, _NOISE), step)[0])
 
     def _pack(self, position: int) -> int:
@@ -62,14 +62,14 @@ class Order:
 
 
 _NOISE = 0x6E6F697365
-"""Keeps the numbers for noise apart from those for the order: no run has as many epochs."""
+"""Separates the seeds for noise from those for the order: no run has this many epochs."""
 
 
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> NDArray[Any]:
     """Indices sorted by a hash of (seed, epoch, index).
 
-    Own arithmetic instead of a library's shuffle, because those may change with the library's version.
+    A library's shuffle is not used, because it may change with the library's version.
     """
     start = hashes(seed, epoch)
     keys = mix(np.add(start, np.arange(count, dtype=np.uint64), dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""Raw files → packed shards. Read `build` first: it is the whole story in order."""
+"""Raw files → packed shards. Read `build` first: it calls every stage in order."""
 
 import itertools
 import re
@@ -26,7 +26,7 @@ from sft.errors import ConfigError, DataError
 from sft.storage.atomic import staged
 from sft.storage.folder_lock import folder_lock
 
-# A chunk ends when it holds this much: small enough to share out evenly and to lose, large enough to cost nothing.
+# A chunk ends when it holds this much: small enough to balance the workers and to redo, with little overhead per chunk.
 ROWS_PER_CHUNK = 2000
 BYTES_PER_CHUNK = 2_000_000
 
@@ -41,9 +41,9 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """The part that `I/N` names.
+        """Parse a part written as `I/N`.
 
-        Raises: ConfigError if it is no such thing.
+        Raises: ConfigError if it is not valid.
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
@@ -56,9 +56,9 @@ class Part:
 
 
 def build(config: BuildConfig, recipes: Path) -> Shards:
-    """Build the shards of a mixture and publish them as `config.out`; if they are there already, keep them.
+    """Build the shards of a mixture and publish them as `config.out`; if they exist already, keep them.
 
-    Chunks that an earlier build of the same rows, killed or failed, has finished are not made again.
+    Chunks that an earlier, killed or failed build of the same rows finished are reused.
 
     Raises: DataError for bad sources, ConfigError if `out` holds something else.
     """
@@ -77,7 +77,7 @@ def build(config: BuildConfig, recipes: Path) -> Shards:
 
 
 def build_part(config: BuildConfig, recipes: Path, part: Part) -> int | None:
-    """Make one job's share of the chunks, for a later `build` to merge; how many they are, or None if all is built."""
+    """Make one job's share of the chunks, which a later `build` merges; returns their number, None if all is built."""
     out = Path(config.out)
     inputs = collect_inputs(config, recipes)
     with folder_lock(_lock(out), out, shared=True):
@@ -88,16 +88,16 @@ def build_part(config: BuildConfig, recipes: Path, part: Part) -> int | None:
 
 
 def collect_inputs(config: BuildConfig, recipes: Path) -> Inputs:
-    """Everything that decides the bytes, with the raw files hashed.
+    """The inputs that determine the bytes of a build, with the raw files hashed.
 
-    Raises: DataError naming all sources that have no file, ConfigError for a recipe or tokenizer that cannot be loaded.
+    Raises: DataError naming all sources without a file, ConfigError for a recipe or tokenizer that cannot be loaded.
     """
     config = replace(config, sources={name: item for name, item in sorted(config.sources.items()) if item.enabled})
     tokenizer = load_tokenizer(config)
     for name, source in config.sources.items():
-        load_converter(recipes / name, source.switches)  # what cannot be loaded is told before any process starts
+        load_converter(recipes / name, source.switches)  # report a broken recipe before any process starts
     if config.evaluation_files:
-        # Loaded for nothing but its mistakes; every worker loads it for itself.
+        # Loaded only to report errors now; every worker loads its own copy.
         EvaluationIndex.load([Path(file) for file in config.evaluation_files], config.evaluation_ngram_words)
     files = identify_sources(config)
     require_locked(Path(config.sources_dir), files)
@@ -127,9 +127,9 @@ def identify_sources(config: BuildConfig) -> dict[str, list[SourceFile]]:
 
 
 def _require_distinct(files: Sequence[SourceFile]) -> None:
-    """Make sure that no file lies there twice, which would double its rows.
+    """Make sure that no two files are equal, which would double their rows.
 
-    Raises: DataError naming both.
+    Raises: DataError naming both files.
     """
     seen: dict[str, str] = {}
     for file in files:
@@ -139,9 +139,9 @@ def _require_distinct(files: Sequence[SourceFile]) -> None:
 
 
 def _require_apart(found: Mapping[str, Sequence[Path]]) -> None:
-    """Make sure that no file is read for two sources.
+    """Make sure that no file belongs to two sources.
 
-    Raises: ConfigError naming the file and both.
+    Raises: ConfigError naming the file and both sources.
     """
     owners: dict[Path, str] = {}
     for name, paths in found.items():
@@ -157,12 +157,12 @@ def _lock(out: Path) -> Path:
 
 
 def _work(out: Path) -> Path:
-    """Where finished chunks lie until the build is published."""
+    """The folder of finished chunks until the build is published."""
     return out.parent / f".{out.name}.work"
 
 
 def _run(inputs: Inputs, work: Path) -> tuple[list[ChunkFile], dict[str, SourceCounts]]:
-    """Every chunk of the build and what became of the rows.
+    """Make every chunk of the build and count the rows of each source.
 
     Raises: DataError if a source is empty or not what its recipe expects.
     """
@@ -173,7 +173,7 @@ def _run(inputs: Inputs, work: Path) -> tuple[list[ChunkFile], dict[str, SourceC
             for chunk in group:
                 chunks.append(chunk)
                 counts[name].add(chunk)
-            # Checked as soon as the source is done, so that a broken one stops the build early.
+            # Checked as soon as the source is done, so that a bad source stops the build early.
             check(name, inputs.config.sources[name], counts[name])
         for name, count in counts.items():
             if not count.rows_read:
@@ -185,7 +185,7 @@ def _run(inputs: Inputs, work: Path) -> tuple[list[ChunkFile], dict[str, SourceC
 
 
 def _with_quarantine(error: DataError, work: Path, chunks: list[ChunkFile]) -> DataError:
-    """The error, naming the file that shows every row that was not kept so far."""
+    """The error with a hint that names the file of all rows dropped so far."""
     if not chunks:
         return error
     write_lines(work / QUARANTINE, quarantined(chunks))
@@ -215,7 +215,7 @@ def _chunks(inputs: Inputs) -> Iterator[Chunk]:
             rows = itertools.islice(read_rows(file.path, inputs.config.max_row_bytes), left)
             for batch in _batches(rows):
                 left = None if left is None else left - len(batch)
-                require_unchanged(file)  # or rows of another version would be kept under this one's hash
+                require_unchanged(file)  # otherwise the hash could be that of another version of the file
                 yield Chunk(name, file.name, batch, f"{digest[:32]}-{batch[0][0]}-{len(batch)}")
             require_unchanged(file)
 

@@ -1,7 +1,7 @@
-"""A chunk of a build: successive rows of one raw file, and the file that keeps what became of them.
+"""A chunk of a build: successive rows of one raw file, and the file that holds their result.
 
-A chunk's result depends on nothing but its rows, its recipe and the tokenizer. So chunks can be made by any process, in
-any order and on any machine; a build that was killed goes on with those that are still to do.
+A chunk's result depends only on its rows, its recipe, the settings and the tokenizer. So any process can make it, in
+any order and on any machine; a build that was killed continues with the chunks that are missing.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ _DIGEST_CHARACTERS = 64
 
 @dataclass(frozen=True)
 class Chunk:
-    """Successive rows of one file: the piece of work, the same for any number of workers."""
+    """Successive rows of one file: the unit of work, the same for any number of workers."""
 
     source: str
     file: str
     rows: Sequence[tuple[int, RawRow]]
     name: str
-    """Names the chunk's result; equal for equal rows, recipe and settings only."""
+    """File name of the chunk's result; equal only for equal rows, recipe and settings."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """The documents of a chunk in row order, laid end to end, and what was not kept."""
+    """The documents of a chunk in row order, concatenated, and the rejected rows."""
 
     source: str
     file: str
@@ -71,7 +71,7 @@ class ChunkResult:
     """Conversations left out by the source's weight."""
     num_truncated: int
     checked_share: float
-    """Share of the texts whose ids are known to be the reference tokenizer's."""
+    """Share of the texts whose ids were made by the reference tokenizer or compared with it."""
     changed: dict[str, int]
     """Conversations that a stage changed, by stage."""
     rejected: list[Rejected]
@@ -80,20 +80,20 @@ class ChunkResult:
     ids: NDArray[Any]
     loss_mask: NDArray[np.uint8]
     turn_starts: NDArray[np.uint16]
-    """Where the texts of each document begin in it: as many numbers as its record has texts."""
+    """Where the texts of each document start in it: `num_texts` numbers per record."""
     bands: NDArray[np.uint64]
-    """Signatures for the search for near duplicates, one row per conversation that has documents; or no rows."""
+    """MinHash signatures to find near-duplicates, one row per conversation that has documents; or no rows."""
 
 
 _ARRAYS = ("documents", "ids", "loss_mask", "turn_starts", "bands")
 
 
 def write_chunk(path: Path, result: ChunkResult) -> None:
-    """Write a result as a whole: its hash, a line of JSON, the arrays, the rejected rows as lines of JSON.
+    """Write a result atomically: its hash, a line of JSON, the arrays, the rejected rows as lines of JSON.
 
-    No fsync: what a power cut leaves half-written fails its hash, and is made again.
+    There is no fsync: a file that a power cut left incomplete does not match its hash and is made again.
 
-    Raises: StorageError if the disk refuses.
+    Raises: StorageError if it cannot be written.
     """
     arrays = {name: np.ascontiguousarray(getattr(result, name)) for name in _ARRAYS}
     header = {
@@ -114,7 +114,7 @@ def write_chunk(path: Path, result: ChunkResult) -> None:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    # Several hosts may make one chunk at once, and process ids repeat.
+    # Several hosts may make the same chunk at once, and two of them may use the same process id.
     staging = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     try:
         with staging.open("wb") as stream:
@@ -132,7 +132,7 @@ class ChunkFile:
     path: Path
     header: dict[str, Any]
     start: int
-    """Where the arrays begin, in bytes."""
+    """Offset of the arrays, in bytes."""
 
     @classmethod
     def open(cls, path: Path) -> "ChunkFile | None":
@@ -155,7 +155,7 @@ class ChunkFile:
         return str(self.header["file"])
 
     def rejected(self) -> Iterator[Rejected]:
-        """What was not kept."""
+        """The rows and pieces that are not kept."""
         with self.path.open("rb") as stream:
             stream.seek(self.start + sum(self.header["num_bytes"].values()))
             for line in stream:
@@ -167,15 +167,15 @@ class ChunkFile:
         return self._array("documents", DOCUMENT_FIELDS)
 
     def ids(self) -> NDArray[Any]:
-        """The ids of all documents end to end, memory-mapped."""
+        """The ids of all documents, concatenated and memory-mapped."""
         return self._array("ids", np.dtype(self.header["ids_type"]))
 
     def loss_mask(self) -> NDArray[np.uint8]:
-        """The loss mask of all documents end to end, memory-mapped."""
+        """The loss masks of all documents, concatenated and memory-mapped."""
         return self._array("loss_mask", np.dtype(np.uint8))
 
     def turn_starts(self) -> NDArray[np.uint16]:
-        """Where the texts of all documents begin, each counted from its document's first token, memory-mapped."""
+        """Where the texts of all documents start, counted from the document's first token, memory-mapped."""
         return self._array("turn_starts", np.dtype(np.uint16))
 
     def bands(self) -> NDArray[np.uint64]:
@@ -186,5 +186,5 @@ class ChunkFile:
         before = itertools.takewhile(lambda name: name != wanted, _ARRAYS)
         place = self.start + sum(self.header["num_bytes"][name] for name in before)
         count = self.header["counts"][wanted]
-        # A plain array on the map: slices of a memmap object are several times slower to take.
+        # A plain array on the memory map: slicing a memmap object is several times slower.
         return np.asarray(np.memmap(self.path, kind, "r", place, (count,))) if count else np.zeros(0, kind)

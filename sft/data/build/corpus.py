@@ -1,4 +1,4 @@
-"""All finished chunks of a build as one table of documents; their tokens stay on disk until they are asked for."""
+"""All finished chunks of a build as one table of documents; their tokens stay on disk until they are read."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _OPEN_CHUNKS = 64
 
 @dataclass(frozen=True)
 class RowId:
-    """Where a row comes from."""
+    """The origin of a row: source, file and row number."""
 
     source: str
     file: str
@@ -54,7 +54,7 @@ class Corpus:
         return len(self.first_documents)
 
     def per_document(self, of_conversations: NDArray[Any]) -> NDArray[Any]:
-        """A value per conversation, given to each of its documents."""
+        """Repeat a value per conversation for each of its documents."""
         sizes = np.diff(self.first_documents, append=len(self))
         return np.repeat(of_conversations, sizes)
 
@@ -68,13 +68,13 @@ class Corpus:
         return np.concatenate([np.zeros(0, np.uint64), *(chunk.bands()[:, number] for chunk in self.chunks)])
 
     def place(self, conversation: int) -> RowId:
-        """The row that the conversation came from."""
+        """The raw row of the conversation."""
         document = self.first_documents[conversation]
         source, file = self._sources[self.source[document]], self._files[self.file[document]]
         return RowId(source, file, int(self.records["row"][document]))
 
     def turns(self, conversation: int, tokenizer: ChatTokenizer) -> list[str]:
-        """The texts of the user's and assistant's turns, as the documents spell them."""
+        """The texts of the user's and assistant's turns, decoded from the documents."""
         first = int(self.first_documents[conversation])
         following = self.first_documents[conversation + 1 : conversation + 2]
         stop = int(following[0]) if len(following) else len(self)
@@ -93,7 +93,7 @@ class Corpus:
         return spelt.removeprefix(tokenizer.format.turn_lead)
 
     def turn_starts(self, kept: NDArray[np.bool_]) -> TurnStarts:
-        """Where the texts of these documents begin."""
+        """Where the texts of the kept documents start."""
         counts = self.records["num_texts"]
         parts: list[NDArray[np.uint16]] = [np.zeros(0, np.uint16)]
         for chunk, (first, stop) in zip(self.chunks, itertools.pairwise(self.chunk_ends.tolist()), strict=True):
@@ -101,7 +101,7 @@ class Corpus:
         return TurnStarts(np.concatenate(parts), np.append(0, np.cumsum(counts[kept], dtype=np.int64)))
 
     def _texts(self, document: int, tokenizer: ChatTokenizer) -> tuple[NDArray[Any], list[tuple[int, int]]]:
-        """A document's ids, and where each of its texts lies."""
+        """A document's ids, and the span of each of its texts."""
         number = int(np.searchsorted(self.chunk_ends, document, side="right")) - 1
         ends, ids, turn_ends, turn_starts = self._tokens(number)
         local = document - int(self.chunk_ends[number])
@@ -110,7 +110,7 @@ class Corpus:
 
     @lru_cache(maxsize=_OPEN_CHUNKS)  # noqa: B019 - a corpus lives as long as its build
     def _tokens(self, number: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64], NDArray[np.uint16]]:
-        """Where each document of a chunk starts, the chunk's ids, and the same of its turn starts."""
+        """A chunk's document offsets in its ids, the ids, the document offsets in its turn starts, the turn starts."""
         counts = self.records["num_texts"][self.chunk_ends[number] : self.chunk_ends[number + 1]]
         turn_ends, chunk = np.append(0, np.cumsum(counts, dtype=np.int64)), self.chunks[number]
         return self.token_ends(number), chunk.ids(), turn_ends, chunk.turn_starts()

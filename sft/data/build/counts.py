@@ -1,4 +1,4 @@
-"""What became of every raw row, and when a source is too bad to go on."""
+"""Count the kept, skipped and dropped rows of a source, and stop the build if too many are dropped."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from sft.errors import DataError, listed
 
 MAX_EXAMPLES = 3
 CHOSEN = (Reason.LENGTH, Reason.REFUSAL, Reason.CONTAMINATED)
-"""Drops that somebody asked for by a setting; a recipe expects none of them."""
+"""Drops that a setting asked for; they do not count against the recipe's max_drop_share."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class SourceCounts:
     rows_skipped: int = 0
     """Left out by the source's weight or number of conversations."""
     rows_kept: int = 0
-    """At least one document came of the row."""
+    """Rows with at least one document."""
     truncated: int = 0
     """Conversations cut at seq_len, without an end."""
     split: int = 0
@@ -36,7 +36,7 @@ class SourceCounts:
     reasons: Counter[str] = field(default_factory=Counter)
     """Dropped rows, and dropped pieces of kept rows, by reason."""
     examples: list[str] = field(default_factory=list)
-    """Where the first few dropped rows are, and why."""
+    """Place and reason of the first few dropped rows."""
     num_damaged: int = 0
     first_damaged: str = ""
 
@@ -45,7 +45,7 @@ class SourceCounts:
         return self.rows_read - self.rows_skipped - self.rows_kept
 
     def add(self, chunk: ChunkFile) -> None:
-        """Count a chunk."""
+        """Add the counts of a chunk."""
         rows, pieces = np.unique(chunk.documents()["row"], return_counts=True)
         self.rows_read += chunk.header["num_rows"]
         self.rows_skipped += chunk.header["num_skipped"]
@@ -63,7 +63,7 @@ class SourceCounts:
 
 
 def check(name: str, source: SourceConfig, counts: SourceCounts) -> None:
-    """Stop if so much of a source is damaged or dropped that its recipe no longer fits it.
+    """Stop the build if more rows of a source are damaged or dropped than its recipe allows.
 
     Raises: DataError with the counts by reason.
     """

@@ -1,4 +1,4 @@
-"""Everything that decides the bytes of a build, and whether a folder holds that build already."""
+"""The inputs that determine the bytes of a build, and whether a folder holds that build already."""
 
 import ast
 import dataclasses
@@ -22,19 +22,19 @@ from sft.errors import ConfigError, DataError, listed
 from sft.hashing import file_sha256, text_sha256
 from sft.version import VERSION, versions_of
 
-# Settings that do not change the bytes, or are recorded in another form (names of files, not their places).
+# Settings that do not change the bytes, or are recorded in another form (names of files, not their paths).
 _NOT_CONTENT = {
     *("sources_dir", "tokenizer", "out", "workers", "chunk_timeout_s", "sources", "evaluation_files"),
     *("tokenizer_backend", "tokenizer_check_share"),
 }
-# Packages whose version may decide a byte.
+# Packages whose version may change a byte.
 _LIBRARIES = (
     *("backports.zstd", "beautifulsoup4", "ftfy", "jinja2", "markdownify", "markupsafe", "msgspec"),
     *("numpy", "py3langid", "pyarrow", "tokenizers"),
 )
 MAX_SHOWN = 5
 _CODE = Path(__file__).parents[2]
-# What turns rows into packs; not what fetches files, shows, compares or verifies builds, or feeds training.
+# The code that turns rows into packs; not the code that fetches files, shows, compares or verifies builds, or trains.
 _DECIDES_BYTES = (
     "hashing.py",
     "chat/**/*.py",
@@ -42,7 +42,7 @@ _DECIDES_BYTES = (
     *(f"data/{part}/*.py" for part in ("build", "dedup", "filters", "sources")),
 )
 _ONLY_FETCHES = ("fetch.py", "hub.py", "lockfile.py")
-# What a chunk's documents depend on; everything else is decided for the corpus as a whole.
+# Settings on which a chunk's documents depend; all others are applied to the whole corpus.
 _SETTINGS_OF_CHUNKS = (
     *("seq_len", "seed", "system", "format", "supervise", "end_token", "evaluation_ngram_words", "max_row_bytes"),
 )
@@ -54,7 +54,7 @@ _SOURCE_OF_CHUNKS = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that decides the bytes of a build."""
+    """The inputs that determine the bytes of a build."""
 
     config: BuildConfig
     recipes: Path
@@ -98,11 +98,11 @@ class Inputs:
 
     @cached_property
     def digest(self) -> str:
-        """Equal for builds that must come out equal."""
+        """A hash of all inputs; builds with equal digests have equal bytes."""
         return _digest(self.facts.to_json())
 
     def chunk_digest(self, source: str, file: SourceFile) -> str:
-        """Equal for rows of which the same documents must come, whatever the other sources and settings are."""
+        """A hash of all inputs of a file's chunks; other sources and their settings do not change it."""
         facts, mine = self.facts, self.facts.sources[source]
         common = {key: facts.to_json()[key] for key in ("version", "made_with", "evaluation_files", "tokenizer")}
         settings = {key: facts.settings[key] for key in _SETTINGS_OF_CHUNKS}
@@ -112,7 +112,7 @@ class Inputs:
 
     @property
     def ingredients(self) -> Ingredients:
-        """What the workers load by themselves, as it was when the build began."""
+        """Hashes of the files that the workers load, taken at the start of the build."""
         recipes = {name: source.recipe for name, source in self.facts.sources.items()}
         evaluation = [file.sha256 for file in self.facts.evaluation_files]
         return Ingredients(self.facts.tokenizer.sha256, recipes, evaluation)
@@ -123,12 +123,12 @@ def _digest(facts: Any) -> str:
 
 
 def made_with() -> dict[str, str]:
-    """Versions of everything that decides bytes, this program's own code included."""
+    """Versions of all code that determines the bytes, including a hash of sft's own."""
     return {"code_sha256": code_digest(_CODE), **versions_of(*_LIBRARIES)}
 
 
 def code_digest(package: Path) -> str:
-    """Equal for equal code of all that decides bytes, whatever its comments and layout are."""
+    """A hash of the code that determines the bytes, independent of its comments and formatting."""
     files = sorted(path for pattern in _DECIDES_BYTES for path in package.glob(pattern))
     code = (
         f"{path.relative_to(package)} {ast.dump(ast.parse(path.read_bytes()))}\n"
@@ -139,17 +139,17 @@ def code_digest(package: Path) -> str:
 
 
 def published(out: Path, inputs: Inputs) -> Shards | None:
-    """The finished build of these inputs, or None if the folder is free.
+    """The finished build of these inputs, or None if the folder does not exist.
 
     Raises: ConfigError if the folder holds anything else.
     """
-    wanted = inputs.digest  # taken now: the recipes on disk may change while the build runs
+    wanted = inputs.digest  # computed now: the recipes on disk may change while the build runs
     if not out.exists():
         return None
     try:
         shards = Shards.open(out, check_hashes=False)
     except DataError as error:
-        raise ConfigError(f"exists and is no whole build ({error.what})", on=out, hint="name another out=…") from error
+        raise ConfigError(f"exists and is not a build ({error.what})", on=out, hint="name another out=…") from error
     if shards.manifest.inputs_digest != wanted:
         changed = list(_differences(shards.manifest.to_json(), inputs.facts.to_json(), ""))
         raise ConfigError(f"holds another build:{listed(changed, MAX_SHOWN)}", on=out, hint="name another out=…")
@@ -157,11 +157,11 @@ def published(out: Path, inputs: Inputs) -> Shards | None:
 
 
 def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
-    """One line for every input that is not the same, with both values."""
+    """One line for every input that differs, with both values."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in now:
             yield from _differences(before.get(key), now[key], f"{name}.{key}" if name else key)
-        # The manifest holds results beside its inputs, which are of one level with the sources' settings only.
+        # The manifest holds results as well as inputs, so keys that only it has are compared for the sources alone.
         yield from (f"{name}.{key}: there, not here" for key in before if name == "sources" and key not in now)
     elif json.dumps(before) != json.dumps(now):
         yield f"{name}: {_short(before)} there, {_short(now)} here"

@@ -1,11 +1,11 @@
-"""Documents of a whole split into sequences of fixed capacity, hardly a token of which stays empty.
+"""Pack the documents of a split into sequences of fixed capacity with almost no padding.
 
-A bin takes the longest document that still fits, again and again. As soon as two documents fill what is left exactly,
-they do, and the bin is closed without a gap; best-fit decreasing, which never looks ahead, mostly leaves more of them.
+A bin takes the longest document that still fits, repeatedly. As soon as two documents fill the remaining space exactly,
+the bin takes them and is full. Best-fit decreasing does not look ahead and usually leaves more padding.
 
-What a bin takes depends only on which lengths are in stock, so bins come out alike until one of these lengths runs out.
-A whole run of them is taken at once: the search grows with the number of different lengths, not of documents. Lengths
-are small integers, so those in stock are the bits of one long integer, and a few operations on it find the next one.
+The content of a bin depends only on which lengths remain, so successive bins are equal until one of these lengths runs
+out. All of them are made at once: the search time grows with the number of distinct lengths, not of documents. Lengths
+are small integers, so the remaining ones are the bits of one long integer, and a few bit operations find the next one.
 """
 
 from array import array
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Documents sorted at once: few enough to stay in the processor's cache.
+# Documents sorted at once: few enough to fit in the processor's cache.
 _PART = 1 << 18
 
 
@@ -52,7 +52,7 @@ def pack(lengths: NDArray[Any], capacity: int) -> Bins:
     for pattern, num_bins in _patterns(_Stock(counts)):
         laid += array(laid.typecode, pattern) * num_bins
         sizes += array("q", [len(pattern)]) * num_bins
-    # Four bytes, but eight for more documents than they count.
+    # Four bytes per index, or eight if there are more documents than four bytes can count.
     by_length, documents = np.empty((2, len(lengths)), np.result_type(np.int32, np.min_scalar_type(-len(lengths))))
     for indices, ranks in _ranked(lengths, counts):
         by_length[ranks] = indices
@@ -74,7 +74,7 @@ def _ranked(lengths: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[tuple[
 
 
 class _Stock:
-    """How many documents of each length are not packed yet."""
+    """The number of documents of each length that are not packed yet."""
 
     def __init__(self, counts: NDArray[np.int64]) -> None:
         self.capacity = len(counts) - 1
@@ -87,12 +87,12 @@ class _Stock:
         return (self.lengths & ((2 << space) - 1)).bit_length() - 1
 
     def pair(self, space: int) -> tuple[int, ...]:
-        """Two lengths in stock that fill the space exactly, as equal as can be, so that short ones are saved."""
+        """Two lengths in stock that fill the space exactly, as equal as possible, so that short ones remain."""
         half = (space + 1) // 2
         # Bit b is set if half + b and space - half - b are both in stock.
         both = (self.lengths & (self._mirrored >> (self.capacity - space))) >> half
         if both & 1 and 2 * half == space and self.counts[half] == 1:
-            both -= 1  # there is only one document of the two
+            both -= 1  # only one document of this length is left, and the pair needs two
         longer = half + (both & -both).bit_length() - 1
         return (longer, space - longer) if both else ()
 
@@ -109,7 +109,7 @@ def _bits(flags: NDArray[np.bool_]) -> int:
 
 
 def _patterns(stock: _Stock) -> Iterator[tuple[list[int], int]]:
-    """The lengths that a bin takes and how many bins in a row take the same, until the stock is empty."""
+    """The lengths in a bin and the number of successive bins with the same lengths, until the stock is empty."""
     while stock.lengths:
         pattern = _fill(stock)
         num_more = min([stock.counts[length] // count for length, count in pattern.items()])
@@ -120,7 +120,7 @@ def _patterns(stock: _Stock) -> Iterator[tuple[list[int], int]]:
 
 
 def _fill(stock: _Stock) -> dict[int, int]:
-    """Take one bin from the stock: how many documents of which lengths."""
+    """Fill one bin from the stock: the number of documents by length."""
     pattern: dict[int, int] = {}
     space = stock.capacity
     while (length := stock.longest(space)) > 0:

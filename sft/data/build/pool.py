@@ -1,4 +1,4 @@
-"""Chunks through worker processes, finished ones in order, memory bounded."""
+"""Process chunks in worker processes; results are in order and memory is bounded."""
 
 import faulthandler
 import functools
@@ -23,10 +23,10 @@ from sft.errors import PeerError, StorageError
 Find = Callable[[Path], ChunkFile | None]
 
 _load: Callable[[], Worker] | None = None
-"""Loads the worker of this process, if it is one of a pool's, once: per chunk it would cost more than the chunk."""
+"""In a process of the pool: returns its Worker, which is loaded once, since loading takes longer than a chunk."""
 _timeout_s = 600.0
 _stacks: TextIO | None = None
-"""Where this process writes its stack if it is stuck: one file each, so that two never mix their lines."""
+"""The file to which this process writes its stack trace on a timeout: one file per process."""
 
 
 def run_chunks(
@@ -37,16 +37,16 @@ def run_chunks(
     tokenizer: ChatTokenizer | None = None,
     expected: Ingredients | None = None,
 ) -> Generator[ChunkFile]:
-    """All chunks in order, finished, by as many processes as the config says; those on disk are not made again.
+    """Finish all chunks, in order, with as many processes as the config sets; chunks that are on disk are reused.
 
-    A `tokenizer` that is loaded already serves if the work is done in this process.
+    A `tokenizer` that is already loaded is used if the work is done in this process.
 
-    Raises: PeerError if a worker process dies, ConfigError if what it loads is not what is expected.
+    Raises: PeerError if a worker process dies, ConfigError if a file that it loads has changed.
     """
-    # One tokenizer thread per process: the processes are the parallelism, and their number is the user's.
+    # One tokenizer thread per process: the user sets the number of processes.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
-    # NumPy's would spin for a quarter of a second of every worker's start, with nothing to do.
+    # NumPy's idle threads would spin for a quarter of a second at every worker's start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     num_workers = config.workers or num_cores()
     find = functools.partial(_usable, least_share=wanted_check_share(config))
@@ -70,19 +70,19 @@ def _died(config: BuildConfig, stacks: Path) -> PeerError:
         if stack := path.read_text().strip():
             return PeerError(
                 f"a worker process needed more than chunk_timeout_s={config.chunk_timeout_s:g} for one chunk\n{stack}",
-                hint="see where it was; repair that, or raise chunk_timeout_s",
+                hint="the stack shows where; repair that code, or raise chunk_timeout_s",
             )
     return PeerError("a worker process died", hint="check memory, or use fewer: workers=1")
 
 
 def _usable(path: Path, least_share: float) -> ChunkFile | None:
-    """The finished chunk, if there is one and as much of it was compared with the reference as is asked for."""
+    """The finished chunk, if it exists and at least the wanted share of it was compared with the reference."""
     chunk = ChunkFile.open(path)
     return chunk if chunk is not None and chunk.header["checked_share"] >= least_share else None
 
 
 def num_cores() -> int:
-    """The cores that this process may use, where the system tells."""
+    """The number of cores that this process may use, or of all cores if the system does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -100,12 +100,12 @@ def _start(parent: int, config: BuildConfig, recipes: Path, expected: Ingredient
     _timeout_s = config.chunk_timeout_s
     _stacks = (stacks / f"{os.getpid()}.txt").open("w")
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    # Loaded with the first chunk: an error travels home from there, while here it would only break the pool.
+    # Loaded with the first chunk: an error there reaches the parent, while here it would only break the pool.
     _load = functools.cache(functools.partial(Worker, config, recipes, None, expected))
 
 
 def _end_with_parent(parent: int) -> None:
-    """A worker never outlives the process that feeds it, even if that was killed."""
+    """Exit when the parent process is gone, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -114,7 +114,7 @@ def _end_with_parent(parent: int) -> None:
 def _run(chunk: Chunk, path: Path) -> None:
     if _load is None or _stacks is None:
         raise RuntimeError("the pool did not start its worker")
-    # Works even if a regular expression that never ends holds the interpreter.
+    # This works even while a regular expression that never ends holds the GIL.
     faulthandler.dump_traceback_later(_timeout_s, exit=True, file=_stacks)
     try:
         write_chunk(path, _load().run(chunk))
@@ -123,7 +123,7 @@ def _run(chunk: Chunk, path: Path) -> None:
 
 
 def _in_order(pool: Executor, find: Find, work: Path, chunks: Iterator[Chunk], ahead: int) -> Iterator[ChunkFile]:
-    """Finished chunks in order, the rows of no more than `ahead` of them in memory."""
+    """Finished chunks in order, with the rows of at most `ahead` chunks in memory."""
     waiting: deque[tuple[Path, ChunkFile | Future[None]]] = deque()
     for chunk in chunks:
         path = work / chunk.name
@@ -142,8 +142,8 @@ def _finished(path: Path, chunk: ChunkFile | Future[None]) -> ChunkFile:
 
 
 def _opened(path: Path) -> ChunkFile:
-    """A chunk that was just written, read back: what the disk garbled is told now, not after hours."""
+    """Read a chunk back right after it was written, to notice a damaged disk at once."""
     chunk = ChunkFile.open(path)
     if chunk is None:
-        raise StorageError("reads back other than it was written", on=path, hint="check the disk, then build again")
+        raise StorageError("differs from what was written", on=path, hint="check the disk, then build again")
     return chunk

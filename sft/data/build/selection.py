@@ -1,6 +1,6 @@
 """Which documents of a corpus are packed, how often and in which split: duplicates, held-out conversations, mixing.
 
-Decided once for the whole corpus, in its order, so that the result does not depend on who made which chunk.
+Decided once for the whole corpus, in its order, so that the result does not depend on which process made which chunk.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Selection:
-    """What becomes of every document.
+    """How often each document is packed, and in which split.
 
     Shapes: one entry per document of the corpus.
     """
@@ -43,22 +43,22 @@ class Selection:
     held_out: NDArray[np.bool_]
     repeated: list[Repeated]
     num_unused: NDArray[np.int64]
-    """Conversations of each source that are left out by its number of conversations."""
+    """Conversations of each source that its num_conversations leaves out."""
 
 
 def select(corpus: Corpus, config: BuildConfig, tokenizer: ChatTokenizer) -> Selection:
-    """Decide what is packed.
+    """Decide which documents are packed.
 
-    What a source's number of conversations leaves out must not push out what repeats it in a later source. So the
-    limits are applied one after the other, each on what those before it have left, and the rest is decided at the end.
+    A conversation that num_conversations leaves out must not make its duplicate in a later source be dropped. So the
+    limits are applied source by source, each to what the earlier ones left, and the unlimited sources come last.
 
-    Raises: DataError if a source has fewer conversations than it is to train on or to hold out, or none is left of it.
+    Raises: DataError if a source has too few conversations to train on or to hold out, or none is left of it.
     """
     settings = list(config.sources.values())
     source = corpus.source[corpus.first_documents]
-    nobody = np.zeros(len(source), bool)
-    choice = _Choice(nobody.astype(np.uint16), nobody, [])
-    frozen = nobody.copy()
+    none = np.zeros(len(source), bool)
+    choice = _Choice(none.astype(np.uint16), none, [])
+    frozen = none.copy()
     num_unused = np.zeros(len(settings), np.int64)
     for number in [number for number, item in enumerate(settings) if item.num_conversations is not None]:
         choice, unused = _choose(corpus, config, tokenizer, choice, frozen, limited=number)
@@ -73,7 +73,7 @@ def select(corpus: Corpus, config: BuildConfig, tokenizer: ChatTokenizer) -> Sel
 
 @dataclass(frozen=True)
 class _Choice:
-    """What becomes of every conversation. Shapes: one entry per conversation."""
+    """How often each conversation is used, and in which split. Shapes: one entry per conversation."""
 
     uses: NDArray[np.uint16]
     held_out: NDArray[np.bool_]
@@ -88,9 +88,10 @@ def _choose(
     frozen: NDArray[np.bool_],
     limited: int | None = None,
 ) -> tuple[_Choice, int]:
-    """Drop what repeats another conversation, hold out, and count how often the rest is used.
+    """Drop duplicates, choose the held-out conversations, and decide how often the others are used.
 
-    What is `frozen` stays as it was `before`. Also, how many the limit of the `limited` source leaves out.
+    Conversations that are `frozen` keep their choice of `before`. The second result is the number of conversations that
+    the limit of the `limited` source leaves out.
     """
     settings = list(config.sources.values())
     source = corpus.source[corpus.first_documents]
@@ -129,7 +130,7 @@ def _held_out(
     before: _Choice,
     frozen: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """The conversations of the validation split; what opens like a frozen conversation is on its side."""
+    """The conversations of the validation split; those that open like a frozen conversation are on its side."""
     used = frozen & (before.uses > 0)
     trained, kept_out = (np.isin(groups, groups[used & side]) for side in (~before.held_out, before.held_out))
     free = alive & ~trained
@@ -139,7 +140,7 @@ def _held_out(
 
 
 def _require_enough(config: BuildConfig, source: NDArray[np.int16], choice: _Choice) -> None:
-    """Make sure that something is left of every source, and that a number to hold out is there.
+    """Make sure that every source has a conversation left, and enough to hold out.
 
     Raises: DataError naming the source.
     """
@@ -178,7 +179,7 @@ def repeated_rows(corpus: Corpus, selection: Selection, tokenizer: ChatTokenizer
 
 
 def _duplicates(digests: NDArray[np.uint64], alive: NDArray[np.bool_], may_drop: NDArray[np.bool_]) -> list[Repeated]:
-    """Every conversation that may be dropped, if an earlier one has the same digest."""
+    """The conversations to drop because an earlier one has the same digest."""
     members = np.flatnonzero(alive)
     _, first, inverse = np.unique(digests[members], return_index=True, return_inverse=True)
     twins = members[first[inverse]]

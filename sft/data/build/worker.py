@@ -1,4 +1,4 @@
-"""One chunk of raw rows → documents: convert, filter, encode, prove. Runs in a worker process."""
+"""One chunk of raw rows → documents: convert, filter, encode, verify. Runs in a worker process."""
 
 import gc
 from collections import Counter
@@ -31,12 +31,12 @@ from sft.errors import ConfigError, DataError
 from sft.hashing import file_sha256
 
 CYCLE_CHECK_OBJECTS = 20_000
-"""New objects between two searches for reference cycles; by default a tenth of a chunk's time goes into them."""
+"""New objects between two runs of the cycle collector; with Python's default it takes a tenth of a chunk's time."""
 
 
 @contextmanager
 def _rare_cycle_collection() -> Iterator[None]:
-    """Search for reference cycles less often: pages that a recipe reads form some, rows, texts and tokens none."""
+    """Run the cycle collector less often: only parsed HTML pages form reference cycles, not rows, texts or tokens."""
     usual = gc.get_threshold()
     gc.set_threshold(CYCLE_CHECK_OBJECTS, *usual[1:])
     try:
@@ -47,7 +47,7 @@ def _rare_cycle_collection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ingredients:
-    """Hashes of what a worker loads by path."""
+    """Hashes of the files that a worker loads."""
 
     tokenizer: str
     recipes: Mapping[str, Mapping[str, str]]
@@ -55,15 +55,15 @@ class Ingredients:
 
     @classmethod
     def now(cls, config: BuildConfig, recipes: Path, tokenizer: ChatTokenizer) -> "Ingredients":
-        """As the files are at this moment."""
+        """The hashes of the files as they are now."""
         digests = {name: recipe_digests(recipes / name) for name in config.sources}
         return cls(tokenizer.sha256, digests, [file_sha256(Path(file)) for file in config.evaluation_files])
 
 
 class Worker:
-    """Holds what every chunk needs: the tokenizer, the recipes' functions and stages, the evaluation sets' index.
+    """Holds what every chunk needs: the tokenizer, the recipes' functions and stages, the index of evaluation texts.
 
-    Raises: ConfigError if what it loads is not what the build began with.
+    Raises: ConfigError if a file that it loads has changed since the build started.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Worker:
             for name, source in config.sources.items()
         }
         self._signs = needs_signatures(config)
-        # A fast tokenizer vouches for the share that was compared; the reference for everything.
+        # With a fast tokenizer, the share that was compared; with the reference tokenizer, 1.
         self._checked_share = wanted_check_share(config)
         if expected is not None and Ingredients.now(config, recipes, self._tokenizer) != expected:
             raise ConfigError(
-                "a recipe, the tokenizer or an evaluation file changed since the build began",
+                "a recipe, the tokenizer or an evaluation file changed since the build started",
                 on=recipes,
-                hint="build again when nobody edits them",
+                hint="build again, and do not edit them meanwhile",
             )
 
     @_rare_cycle_collection()
@@ -143,7 +143,7 @@ class Worker:
             raise DataError(
                 f"source {chunk.source}: its recipe failed: {error!r}",
                 on=f"{chunk.file}, row {number}",
-                hint="repair convert.py, with a case",
+                hint="repair convert.py, and add a case for this row",
             ) from error
         if not isinstance(conversation, (Conversation, Drop)):
             raise DataError(
@@ -160,9 +160,9 @@ class Worker:
         kept: Sequence[tuple[int, Conversation]],
         rejected: list[Rejected],
     ) -> tuple[list[tuple[Any, ...]], list[Encoded], list[Conversation]]:
-        """Encode and prove; what fails joins the rejected. Also the conversations to sign, if any are.
+        """Encode and verify; pieces that fail are added to `rejected`. Also returns the conversations to sign, if any.
 
-        What the records say of the tokens is still to be filled in.
+        The records' fields about tokens are filled in later, by `_completed`.
         """
         conversations = [conversation for _, conversation in kept]
         systems = [system_text(self._config, source, conversation) for conversation in conversations]
@@ -193,7 +193,7 @@ class Worker:
 
 
 def load_tokenizer(config: BuildConfig) -> ChatTokenizer:
-    """The tokenizer of a build, with the backend that it asks for."""
+    """The tokenizer of a build, with the configured backend."""
     tokenizer = ChatTokenizer.load(config.tokenizer, format_named(config.format))
     if config.tokenizer_backend == "fastokens":
         tokenizer.use_fast(config.tokenizer_check_share)
@@ -201,28 +201,28 @@ def load_tokenizer(config: BuildConfig) -> ChatTokenizer:
 
 
 def wanted_check_share(config: BuildConfig) -> float:
-    """The share of texts whose ids must be known to be the reference's."""
+    """The share of texts whose ids must be the reference tokenizer's or compared with it."""
     return 1.0 if config.tokenizer_backend == "tokenizers" else config.tokenizer_check_share
 
 
 def layout(config: BuildConfig, source: SourceConfig) -> Layout:
-    """How the documents of a source are laid out."""
+    """The layout of a source's documents."""
     return Layout(config.seq_len, source.too_long, config.supervise, config.end_token)
 
 
 def system_text(config: BuildConfig, source: SourceConfig, conversation: Conversation) -> str:
-    """The system text of a conversation: the mixture's wish, else its own, else the recipe's."""
+    """The system text of a conversation: the card's if the mixture sets it, else its own, else the recipe's."""
     text = source.system if conversation.system is None else conversation.system
     return format_named(config.format).default_system if "card" in (config.system, text) else text
 
 
 def needs_signatures(config: BuildConfig) -> bool:
-    """Whether any source is searched for near duplicates; their twins may be in every other."""
+    """Whether any source drops near-duplicates; all sources are signed then, since a twin may be in any of them."""
     return any(source.near_duplicates is not None for source in config.sources.values())
 
 
 def _redacted(value: Any) -> Any:
-    """A row without personal data, for the published folder; of one that cannot be read, nothing."""
+    """A row with personal data redacted, for the published folder; empty if the row is not readable."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -233,16 +233,16 @@ def _redacted(value: Any) -> Any:
 
 
 def _shown(detail: str, source: SourceConfig) -> str:
-    """What is said about a row, without personal data where that is redacted."""
+    """The detail of a Drop, with personal data redacted if the source asks for it."""
     if source.personal_data == "keep":
         return detail
-    # Details are cut; the last word may be half an address, which no pattern knows.
+    # Details are truncated; the last word may be half an address, which no pattern matches.
     *whole, last = redact(detail).split(" ")
     return " ".join([*whole, "…" if "@" in last or sum(map(str.isdigit, last)) > 4 else last])
 
 
 def _completed(records: Sequence[tuple[Any, ...]], ids: NDArray[Any], loss_mask: NDArray[np.uint8]) -> NDArray[np.void]:
-    """The records with what is counted and hashed for all documents at once."""
+    """The records as a table, with the hashes and counts that are computed for all documents at once."""
     table = np.array(records, DOCUMENT_FIELDS)
     ends = np.cumsum(table["num_tokens"], dtype=np.int64)
     table["content"] = content_digests(ids, loss_mask, ends)

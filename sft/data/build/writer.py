@@ -39,7 +39,7 @@ REPORT = "report.html"
 
 
 def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts], chunks: Sequence[ChunkFile]) -> None:
-    """Write everything of a build into the staging folder, the manifest last."""
+    """Write all files of a build into the staging folder, the manifest last."""
     corpus = Corpus(chunks, inputs.source_names, inputs.file_names)
     with progress("select", corpus.num_conversations, unit="conversations") as advance:
         selection = select(corpus, inputs.config, inputs.tokenizer)
@@ -47,8 +47,8 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
     if not selection.uses.any():
         raise DataError("no row is left to build from", hint="raise the sources' weights")
     repeated = _write_quarantine(folder / QUARANTINE, corpus, selection, inputs)
-    _count_again(counts, selection, repeated, inputs)
-    # A document's id is its place among those that are packed.
+    _subtract_unused(counts, selection, repeated, inputs)
+    # A document's id is its index among the packed documents.
     kept = selection.uses > 0
     doc_ids = np.cumsum(kept, dtype=np.uint32) - np.uint32(1)
     splits = {}
@@ -74,7 +74,7 @@ def publish_build(folder: Path, inputs: Inputs, counts: dict[str, SourceCounts],
 
 
 def quarantined(chunks: Sequence[ChunkFile]) -> Iterator[dict[str, Any]]:
-    """The record of every row that the chunks did not keep."""
+    """The quarantine record of every row and piece that the chunks rejected."""
     for chunk in chunks:
         for item in chunk.rejected():
             yield {
@@ -96,7 +96,7 @@ def write_lines(path: Path, records: Iterator[dict[str, Any]]) -> None:
 
 
 def _write_quarantine(path: Path, corpus: Corpus, selection: Selection, inputs: Inputs) -> Counter[tuple[str, str]]:
-    """Write down every row that is not kept; the repeated ones by source and reason."""
+    """Write the quarantine of all dropped rows; returns the number of duplicates by source and reason."""
     counted: Counter[tuple[str, str]] = Counter()
 
     def repeated() -> Iterator[dict[str, Any]]:
@@ -108,10 +108,10 @@ def _write_quarantine(path: Path, corpus: Corpus, selection: Selection, inputs: 
     return counted
 
 
-def _count_again(
+def _subtract_unused(
     counts: dict[str, SourceCounts], selection: Selection, repeated: Counter[tuple[str, str]], inputs: Inputs
 ) -> None:
-    """Bring the counts, made row by row, up to what was decided for the whole corpus."""
+    """Subtract the rows that selection left out from the counts of kept rows."""
     for (source, reason), number in repeated.items():
         counts[source].reasons[reason] += number
         counts[source].rows_kept -= number
@@ -128,7 +128,7 @@ def _write_split(
     corpus: Corpus,
     inputs: Inputs,
 ) -> SplitFacts:
-    """Pack and write the documents of one split; the facts that the manifest records."""
+    """Pack and write the documents of one split; returns its manifest entry."""
     bins = pack(corpus.records["num_tokens"][documents], inputs.config.seq_len)
     per_shard = inputs.config.packs_per_shard
     count = -(-len(bins) // per_shard)
@@ -161,7 +161,7 @@ def _packs(
     corpus: Corpus,
     inputs: Inputs,
 ) -> Packs:
-    """Lay the documents of some bins end to end and pad the tails."""
+    """Concatenate the documents of each bin and pad the tails."""
     seq_len = inputs.config.seq_len
     ends = bins.ends[chosen.start : chosen.stop + 1]
     placed = documents[bins.documents[ends[0] : ends[-1]]]
@@ -174,7 +174,7 @@ def _packs(
 
 
 def _starts(lengths: NDArray[np.int64], ends: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
-    """Where each document begins, if bin n begins at n * seq_len."""
+    """Where each document starts, if bin n starts at n * seq_len."""
     before = np.cumsum(lengths) - lengths
     number = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
     return np.asarray(before - before[ends[:-1]][number] + number * seq_len)
@@ -183,7 +183,7 @@ def _starts(lengths: NDArray[np.int64], ends: NDArray[np.int64], seq_len: int) -
 def _copy(
     corpus: Corpus, placed: NDArray[np.int64], starts: NDArray[np.int64], ids: NDArray[Any], mask: NDArray[np.uint8]
 ) -> None:
-    """Copy the tokens of documents to where they begin, chunk after chunk, so that few files are open at a time."""
+    """Copy the tokens of the documents to their starts, chunk by chunk, so that few files are open at a time."""
     order = np.argsort(placed, kind="stable")
     edges = np.searchsorted(placed[order], corpus.chunk_ends)
     for number in np.flatnonzero(np.diff(edges)).tolist():

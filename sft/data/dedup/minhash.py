@@ -1,9 +1,9 @@
-"""MinHash: a few numbers per text by which texts that share most of their phrases find each other.
+"""MinHash: a signature of a few numbers per text, to find texts that share most of their phrases.
 
-A text is the set of its runs of five words, its shingles. Of each of 120 reorderings of all hashes, only the least that
-the set holds is looked at; two sets agree in it with a probability that is their Jaccard similarity J. Six such minima
-make a band, hashed to one number, and of 20 bands one or more are equal with probability 1 - (1 - J^6)^20: 0.27 for
-J = 0.5, 0.92 for 0.7, 0.998 for 0.8, 0.9999997 for 0.9.
+A text is the set of its runs of five words, its shingles. For each of 120 permutations of the hash values, the minimum
+over the set is taken; two sets have the same minimum with a probability that is their Jaccard similarity J. Six minima
+form a band, which is hashed to one number, and at least one of 20 bands is equal with probability 1 - (1 - J^6)^20:
+0.27 for J = 0.5, 0.92 for 0.7, 0.998 for 0.8, 0.9999997 for 0.9.
 
 Source: Broder, On the resemblance and containment of documents, 1997; bands: Leskovec, Rajaraman and Ullman, Mining of
 Massive Datasets, chapter 3.
@@ -22,13 +22,13 @@ from sft.data.words import ngrams, words_of_texts
 SHINGLE_WORDS = 5
 NUM_BANDS, ROWS_PER_BAND = 20, 6
 NO_BAND = np.uint64(0)
-"""In place of a band: the text has no words, so nothing resembles it."""
+"""The band hash of a text without words, which resembles no other text."""
 
-# A piece of the table of all permuted hashes that stays in a core's own cache.
+# Hashes permuted at once: few enough that their table fits in a core's own cache.
 _CHUNK = 512
-# Conversations at a time: enough to make up for the cost of a call, and little memory.
+# Conversations per call: enough to make the overhead of a call small, few enough to need little memory.
 _BATCH = 128
-# NumPy promises the raw stream of this generator for good.
+# NumPy guarantees that the raw stream of this generator never changes.
 _RANDOM = np.random.PCG64(0)
 _STREAM = _RANDOM.random_raw(NUM_BANDS * ROWS_PER_BAND)
 _BAND_WEIGHTS = _RANDOM.random_raw(ROWS_PER_BAND) | np.uint64(1)
@@ -50,9 +50,9 @@ class Shingles:
         return self.all.nbytes + self.answers.nbytes
 
     def similarity(self, other: "Shingles") -> float:
-        """The Jaccard similarity of the conversations or of their answers, whichever is less.
+        """The Jaccard similarity of the conversations or of their answers, whichever is lower.
 
-        Two questions about one long passage share most of their text, yet each answer teaches something of its own.
+        Two questions about the same long passage share most of their text, but their answers differ.
         """
         return min(jaccard(self.all, other.all), jaccard(self.answers, other.answers))
 
@@ -87,7 +87,7 @@ def signatures(conversations: Sequence[Sequence[str]]) -> NDArray[np.uint64]:
     bands_TB = np.full((len(conversations), NUM_BANDS), NO_BAND)
     for start in range(0, len(conversations), _BATCH):
         hashes_N, counts_T = _shingles(conversations[start : start + _BATCH])
-        # A part of no elements has no least one.
+        # A conversation without shingles has no minimum.
         spoken_T = np.flatnonzero(counts_T)
         minima_PT = _minima((hashes_N >> np.uint64(32)).astype(np.uint32), counts_T[spoken_T])
         rows = minima_PT.T.reshape(-1, NUM_BANDS, ROWS_PER_BAND).astype(np.uint64)
@@ -96,7 +96,7 @@ def signatures(conversations: Sequence[Sequence[str]]) -> NDArray[np.uint64]:
 
 
 def _shingles(conversations: Sequence[Sequence[str]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """The shingles of conversations in their order, end to end, and the number of each conversation's."""
+    """The shingles of the conversations, in order and concatenated, and the number of shingles of each conversation."""
     words_W, lengths_T = words_of_texts(["\n".join(texts) for texts in conversations])
     ends_T = np.cumsum(lengths_T)
     hashes_W = np.zeros_like(words_W)
@@ -111,7 +111,7 @@ def _shingles(conversations: Sequence[Sequence[str]]) -> tuple[NDArray[np.uint64
 
 
 def _minima(hashes_N: NDArray[np.uint32], counts_T: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """The least of each permutation in each of the parts that the counts cut the hashes into, none of them empty."""
+    """The minimum of each permutation over each conversation's hashes; no count may be 0."""
     ends_T = np.cumsum(counts_T)
     starts_T = ends_T - counts_T
     minima_PT = np.full((len(_OFFSETS_P), len(counts_T)), 0xFFFFFFFF, np.uint32)

@@ -1,4 +1,4 @@
-"""Conversations that nearly repeat an earlier one: found by equal band hashes, proven by comparing the texts."""
+"""Conversations that nearly repeat an earlier one: found by equal band hashes, confirmed by comparing the texts."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from sft.data.dedup.minhash import NO_BAND, NUM_BANDS, Shingles
 # N: conversations, M: members, conversations that share a band with another one, in the order of conversations
 
 MAX_FOUND_PER_BAND = 64
-"""Of the kept conversations that share a band with a later one, so many are looked up."""
+"""Maximum number of earlier kept conversations looked up per band."""
 MAX_COMPARED = 32
-"""Of the kept conversations that were looked up for a later one, so many are compared with it."""
+"""Maximum number of the conversations looked up that are compared with a conversation."""
 _CACHED_BYTES = 1 << 27
-_NOBODY = 0xFFFFFFFF
+_NO_MEMBER = 0xFFFFFFFF
 
 Bands = Callable[[int], NDArray[np.uint64]]
 ShinglesOf = Callable[[int], Shingles]
@@ -40,18 +40,18 @@ def near_duplicates(
 ) -> list[NearDuplicate]:
     """The conversations to drop, in order.
 
-    One after the other, a conversation is dropped if it resembles one before it that is kept: the two share a band, and
-    their similarity is at least its threshold. Its twin is the first such conversation. Only the last
-    MAX_FOUND_PER_BAND kept conversations of a band are looked up, and of all found, the MAX_COMPARED that share most
-    bands are compared, the later ones if equal. This bounds the cost of texts made mostly of one form letter; what is
-    lost is a twin that lies far back and shares nothing but the letter's bands.
+    In order, a conversation is dropped if it resembles an earlier one that is kept: the two share a band, and their
+    similarity is at least its threshold. Its twin is the first such conversation. Only the last MAX_FOUND_PER_BAND kept
+    conversations of a band are looked up, and of all found, the MAX_COMPARED that share most bands are compared, the
+    later ones in case of a tie. This bounds the time for texts that consist mostly of the same template; a twin that is
+    far back and shares only the template's bands is missed.
 
     `bands(b)` gives band b of all conversations, and is called twice; `thresholds` are NaN for conversations that may
     not be dropped; `shingles(i)` gives the shingles of conversation i; conversations that are not `alive` are neither
     dropped nor twins.
 
-    Invariant: equal input gives equal output. Kept in memory are 80 bytes per conversation that shares a band with
-    another, 12 per band value that is shared, and a cache of bounded size.
+    Invariant: equal input gives equal output. Memory: 80 bytes per conversation that shares a band with another, 12 per
+    shared band value, and a cache of bounded size.
     """
     droppable_N = alive & ~np.isnan(thresholds)
     members_M, kept = _members(num_conversations, bands, alive, droppable_N)
@@ -81,7 +81,7 @@ def _twin(conversation: int, earlier: list[int], threshold: np.float32, shingles
 def _members(
     num_conversations: int, bands: Bands, alive_N: NDArray[np.bool_], droppable_N: NDArray[np.bool_]
 ) -> tuple[NDArray[np.intp], "_Kept"]:
-    """The conversations that share a band with another, of which at least one may be dropped."""
+    """The conversations that share a band with another one, if at least one of them may be dropped."""
     shared = []
     is_member_N = np.zeros(num_conversations, bool)
     for band in range(NUM_BANDS):
@@ -101,7 +101,7 @@ def _members(
 def _shared(
     column_N: NDArray[np.uint64], alive_N: NDArray[np.bool_], droppable_N: NDArray[np.bool_]
 ) -> NDArray[np.uint64]:
-    """The sorted values that stand in the column more than once, at least once for a conversation to drop."""
+    """The sorted values that occur more than once in the column, at least once in a conversation to drop."""
     values = np.sort(column_N[alive_N])
     again = np.unique(values[1:][values[1:] == values[:-1]])
     places_N, hit_N = _places(again, column_N)
@@ -109,13 +109,13 @@ def _shared(
 
 
 def _places(values: NDArray[np.uint64], column: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Where the column's entries stand among the sorted values, and whether they do."""
+    """The index of each of the column's entries among the sorted values, and whether it is one of them."""
     places = np.searchsorted(values, column)
     return places, (np.append(values, NO_BAND)[places] == column) & (column != NO_BAND)
 
 
 class _Kept:
-    """The kept members of every bucket, newest first, as lists linked in one array.
+    """The kept members of every bucket, newest first, as linked lists in one array.
 
     A bucket is a band and a value that several members have in it. A row of the array holds a member's buckets, 0 for
     none, until the member is added; from then on, the member before it in each of them.
@@ -123,29 +123,29 @@ class _Kept:
 
     def __init__(self, buckets: NDArray[np.uint32], num_buckets: int) -> None:
         self._rows = buckets
-        self._newest = np.full(num_buckets, _NOBODY, np.uint32)
+        self._newest = np.full(num_buckets, _NO_MEMBER, np.uint32)
 
     def earlier(self, member: int) -> list[int]:
         """The kept members to compare with this one, oldest first."""
         num_shared: Counter[int] = Counter()
         for band, kept in enumerate(self._newest[self._rows[member]].tolist()):
             for _ in range(MAX_FOUND_PER_BAND):
-                if kept == _NOBODY:
+                if kept == _NO_MEMBER:
                     break
                 num_shared[kept] += 1
                 kept = int(self._rows[kept, band])
         return sorted(sorted(num_shared, key=lambda other: (-num_shared[other], -other))[:MAX_COMPARED])
 
     def add(self, member: int) -> None:
-        """Keep a member, the newest of all."""
+        """Add a kept member, which becomes the newest of its buckets."""
         buckets = self._rows[member].copy()
         self._rows[member] = self._newest[buckets]
         self._newest[buckets] = member
-        self._newest[0] = _NOBODY
+        self._newest[0] = _NO_MEMBER
 
 
 class _Cache:
-    """The shingles that were needed last, up to some bytes."""
+    """A least-recently-used cache of shingles, bounded in bytes."""
 
     def __init__(self, shingles: ShinglesOf) -> None:
         self._shingles, self._num_bytes = shingles, 0

@@ -1,4 +1,4 @@
-"""Conversations that share text with evaluation questions: they would make a later evaluation worthless."""
+"""Drop conversations that share text with evaluation questions, which would invalidate a later evaluation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sft.data.words import ngrams, split_words, words, words_of_texts
 from sft.errors import DataError
 
 LEAST_WORDS = 8
-"""Evaluation texts of fewer words are no evidence: anybody may have written them."""
+"""Shorter evaluation texts are not searched for: they are too common to be evidence."""
 _ROWS = (".json", ".jsonl", ".parquet")
 _SHOWN_CHARACTERS = 200
 _ITEMS_PER_BATCH = 256
@@ -32,14 +32,14 @@ class _Item:
 
 
 class _Table:
-    """Where in the joined evaluation texts each n-gram stands, by its hash."""
+    """The positions of each n-gram in the concatenated evaluation texts, by its hash."""
 
     def __init__(self, n: int, words_W: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
         self.n = n
         hashes = ngrams(words_W, n)[places]
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._places = hashes[order], places[order]
-        # One bit for each of the hashes among 32 to 64 times as many: most of a text's n-grams need no search.
+        # A bitmap with 32 to 64 bits per hash: most of a text's n-grams need no binary search.
         num_bits_log2 = len(hashes).bit_length() + 5
         self._shift = np.uint64(64 - num_bits_log2)
         self._bits = np.zeros(1 << (num_bits_log2 - 3), np.uint8)
@@ -76,7 +76,7 @@ class EvaluationIndex:
         self._long = _Table(ngram_words, words_W, np.flatnonzero(left_W >= ngram_words))
         is_short_I = (lengths_I >= LEAST_WORDS) & (lengths_I < ngram_words)
         self._openings = _Table(LEAST_WORDS, words_W, self._starts_I[is_short_I])
-        # One table per length: a short text is found by all of its words, however many others open like it.
+        # One table per length: a short text must match with all of its words, not only with the first ones.
         self._short = [
             _Table(length, words_W, self._starts_I[lengths_I == length])
             for length in np.unique(lengths_I[is_short_I]).tolist()
@@ -98,7 +98,7 @@ class EvaluationIndex:
         return cls(items, ngram_words)
 
     def match(self, conversation: Conversation) -> Drop | None:
-        """A Drop that names the first evaluation text found, and the words in common."""
+        """A Drop that names the first evaluation text found and the words in common, or None."""
         text = "\n".join([message.text for message in conversation.messages])
         words_M = words(text)
         spelled: list[str] = []
@@ -115,14 +115,14 @@ class EvaluationIndex:
         return None
 
     def _tables_for(self, words_M: NDArray[np.uint64]) -> Iterator[_Table]:
-        """The tables worth a search: most conversations have no short text's first words, so they need only one."""
+        """The tables to search: most conversations hold no short text's first words, so one table is enough."""
         yield self._long
         if next(self._openings.find(words_M), None) is not None:
             yield from self._short
 
 
 def _num_common(left: Sequence[str], right: Sequence[str]) -> int:
-    """How many words from the start on are the same."""
+    """The number of words that are equal, counted from the start."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((number for number, (one, other) in pairs if one != other), min(len(left), len(right)))
 

@@ -1,4 +1,4 @@
-"""Conversations that are too short to teach anything, or longer than wanted."""
+"""Drop conversations that are shorter or longer than the limits."""
 
 from sft.chat.conversation import Conversation, Drop, Reason
 

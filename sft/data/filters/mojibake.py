@@ -1,4 +1,4 @@
-"""Undoes damage from outside the text: mojibake and invisible control characters. The only file that imports ftfy."""
+"""Repair damaged encodings: undo mojibake, remove invisible control characters. The only file that imports ftfy."""
 
 import re
 
@@ -6,23 +6,23 @@ from sft.chat.conversation import Conversation, Drop
 from sft.data.filters.rewrite import rewrite
 
 _ASCII = bytes(range(128))
-# The encodings that UTF-8 bytes are mistaken for.
+# The encodings with which UTF-8 bytes are wrongly decoded.
 _CODE_PAGES = ("cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1257", "cp437")
 _MISTAKEN = ("latin-1", "iso8859-2", "mac-roman", *_CODE_PAGES)
 
 _FIRST_BYTE = 0xC2
-# On a Macintosh they spell first bytes too, but they are far too common in sound text.
+# In mac-roman they stand for first bytes too, but they are far too common in undamaged text.
 _PUNCTUATION = set("–—‘’“”…\xa0")
 
 
 def _spelled(first: int, last: int) -> str:
-    """How the mistaken encodings spell a range of bytes, for use inside a regex class."""
+    """The characters to which the wrong encodings decode a range of bytes, for use inside a regex class."""
     characters = {c for name in _MISTAKEN for c in bytes(range(first, last + 1)).decode(name, "ignore")}
     return re.escape("".join(sorted(characters - _PUNCTUATION if first >= _FIRST_BYTE else characters)))
 
 
 _CONTROLS = re.compile("[\x80-\x9f]")
-# Two successive bytes of a UTF-8 character, each taken for a character; a no-break space may have become a space.
+# Two successive bytes of a UTF-8 character, each decoded as a character; a no-break space may have become a space.
 _SUSPICIOUS = re.compile(f"[{_spelled(_FIRST_BYTE, 0xF4)}][{_spelled(0x80, 0xBF)}]|[ÃÂ\x80-\x9f]")
 _NONCHARACTERS = "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF))
 _INVISIBLE = re.compile(
@@ -34,20 +34,20 @@ _INVISIBLE = re.compile(
 
 
 def repaired(conversation: Conversation) -> Conversation | Drop:
-    """The conversation with every text repaired: itself if nothing was damaged, a Drop if nothing is left of a turn."""
+    """The conversation with every text repaired: itself if nothing was damaged, a Drop if a turn became blank."""
     if conversation.system is None and all(message.text.isascii() for message in conversation.messages):
         return conversation
     return rewrite(conversation, repair)
 
 
 def repair(text: str) -> str:
-    """The text with mojibake undone and without invisible controls; a text that shows no damage stays as it is.
+    """The text with mojibake undone and without invisible controls; a text without damage is unchanged.
 
-    Invariant: joiners, marks and everything else that scripts and emoji are written with is kept.
+    Invariant: joiners, marks and all other characters that scripts and emoji need are kept.
     """
     if text.isascii():
         return text
-    # Most texts are ASCII but for a few characters: looking at those alone is several times as fast.
+    # Most texts are ASCII except for a few characters: searching only those is several times as fast.
     others = text.encode("utf-8", "surrogatepass").translate(None, _ASCII).decode("utf-8", "surrogatepass")
     fixed = text
     if _INVISIBLE.search(others):
@@ -55,7 +55,7 @@ def repair(text: str) -> str:
     if _SUSPICIOUS.search(others):
         # Controls go last: they may be bytes of misread characters.
         fixed = _INVISIBLE.sub("", _CONTROLS.sub("", "\n".join(map(_undo_mojibake, fixed.split("\n")))))
-    # What was removed may have hidden more damage.
+    # The removed characters may have hidden more damage.
     return text if fixed == text else repair(fixed.strip())
 
 

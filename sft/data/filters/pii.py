@@ -1,7 +1,7 @@
-"""Personal data that a pattern can tell: replaced by the name of its kind, so that the sentence still reads.
+"""Redact personal data that a regex can find: replace it by a placeholder with its kind, such as <email>.
 
-What only looks like it stays: addresses and hosts reserved for examples or private networks, version numbers, and
-numbers whose check digits are wrong.
+Lookalikes are kept: addresses and hosts reserved for examples or private networks, version numbers, and numbers whose
+check digits are wrong.
 """
 
 import ipaddress
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sft.chat.conversation import Conversation, Drop
 from sft.data.filters.rewrite import rewrite
 
-# Every repetition is bounded and every pattern starts where a word starts, so that no text makes them slow.
+# Every repetition is bounded and every pattern starts at the start of a word, so that no text makes them slow.
 _FILE_ENDINGS = "png|jpe?g|gif|webp|svg|css|js|ts|py|html?|json|md|txt"
 _EMAIL = re.compile(
     r"(?<![\w.%+-])[a-z0-9][\w.%+-]{0,63}@(?:[a-z0-9-]{1,63}\.){1,5}"
@@ -26,7 +26,7 @@ _IPV4 = re.compile(rf"(?<![\w.])(?<!\w[/-])(?:{_OCTET}\.){{3}}{_OCTET}(?!\w|\.\d
 _IPV6 = re.compile(
     r"[23](?<![\w:.].)[0-9a-f]{3}(?::[0-9a-f]{0,4}){1,6}:[0-9a-f]{1,4}(?![\w:])", re.IGNORECASE | re.ASCII
 )
-# 3.1.2.4 is a section or a version, and 8.8.8.8 everybody's name server.
+# 3.1.2.4 is a section or a version, and 8.8.8.8 a public name server.
 _SINGLE_DIGITS = re.compile(r"\d(?:\.\d){3}")
 _VERSION = re.compile(r"\b(?:v|ver|version|release|build|revision|firmware|section|chapter|clause)[\s.:=#\"']*\Z", re.I)
 
@@ -49,7 +49,7 @@ _PHONES = (
         re.ASCII,
     ),
 )
-# Telephone: 030 123456: any, where the text says that it is one
+# Telephone: 030 123456: any number after a word such as "telephone"
 _CALLED_PHONE = re.compile(
     r"(\b(?:tel|telephone|phone|mobile|cell|fax|whatsapp)\b\.?(?: (?:number|no\.?))?(?: is)?[ :#]{1,3}"
     r"(?:\((?=[\d ./-]+\)(?! ?\d)))?)"  # a bracket around the whole number stays
@@ -57,7 +57,7 @@ _CALLED_PHONE = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 
-# A text without any of these holds none of the numbers, and most texts hold none.
+# A text without a match holds none of the numbers; most texts have no match.
 _MANY_DIGITS = re.compile(r"\d[\d .()/-]{6}", re.ASCII)
 
 _IBAN_COUNTRIES = """
@@ -70,7 +70,7 @@ _IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in _IBAN_COUNTRIES.split()}
 
 
 def redacted(conversation: Conversation) -> Conversation | Drop:
-    """The conversation with personal data redacted: itself if it holds none."""
+    """The conversation with personal data redacted: the same object if it holds none."""
     return rewrite(conversation, redact)
 
 
@@ -88,7 +88,7 @@ def redact(text: str) -> str:
 
 def _email(match: re.Match[str]) -> str:
     address = match[0].lower()
-    # git@host is how repositories are addressed, not a person.
+    # git@host is the address of a repository, not of a person.
     return match[0] if _RESERVED_HOST.search(address) or address.startswith("git@") else "<email>"
 
 
@@ -102,7 +102,7 @@ def _ip_address(match: re.Match[str]) -> str:
 
 
 def _iban(match: re.Match[str]) -> str:
-    # What follows in capitals or digits may belong to the next word: the country tells where the number ends.
+    # Capitals or digits at the end may belong to the next word: the country gives the length of the number.
     length = _IBAN_LENGTHS.get(match[0][:2], 99)
     found = re.match(rf"(?: ?[A-Z0-9]){{{length}}}(?![A-Z0-9])", match[0])
     if found is None or _remainder_97(found[0].replace(" ", "")) != 1:

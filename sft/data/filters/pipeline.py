@@ -1,4 +1,4 @@
-"""The stages of a source between recipe and tokenizer, in the order in which they look at a conversation."""
+"""The stages of a source between recipe and tokenizer, in the order in which they run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Stage = Callable[[Conversation], Conversation | Drop]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the stages made of a conversation."""
+    """The result of the stages for one conversation."""
 
     conversation: Conversation | Drop
     changed: tuple[str, ...]
@@ -31,7 +31,7 @@ class Stages:
     steps: tuple[tuple[str, Stage], ...]
 
     def run(self, conversation: Conversation) -> Outcome:
-        """Send a conversation through the stages, up to the first that drops it."""
+        """Run a conversation through the stages, up to the first that drops it."""
         changed = []
         for name, stage in self.steps:
             result = stage(conversation)
@@ -44,7 +44,7 @@ class Stages:
 
 
 def stages(source: SourceConfig, evaluation: EvaluationIndex | None) -> Stages:
-    """The stages of a source; those that are switched off are not there."""
+    """The stages that a source has switched on."""
     steps: list[tuple[str, Stage]] = []
     if source.repair:
         steps.append(("repair", repaired))

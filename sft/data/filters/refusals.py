@@ -1,4 +1,4 @@
-"""Conversations in which the assistant refuses, or speaks of itself as a language model."""
+"""Drop conversations in which the assistant refuses, or speaks of itself as a language model."""
 
 import re
 
@@ -8,7 +8,7 @@ _MODEL = (
     r"(?:ai|llm|chat ?bot|language model|artificial intelligence|machine learning model|computer program)"
     r"(?: (?:ai|assistant|model|language model|chat ?bot|system|program))?"
 )
-# An engineer of AI is none, nor is whoever says so in a story's dialogue.
+# Not matched: "as an AI engineer, I …", and quoted speech, such as a story's dialogue.
 _SELF = re.compile(
     r"(?<![\"“‘'])\b(?:"
     rf"(?:as|being) an? (?:[\w-]+ ){{0,3}}?{_MODEL}\b(?! \w+er\b)[^.!?\n\"“”]{{0,60}}\b(?:i|my|me)\b"
@@ -21,7 +21,7 @@ _SELF = re.compile(
     r"|(?:against|per|beyond) my programming\b(?! \w)"
     r")"
 )
-# What each of these speaks of: looking for them first is many times as fast.
+# Every match of _SELF holds one of these: searching for them first is many times as fast.
 _TOPICS = (
     *(" ai ", " ai,", " ai.", "llm", "chatbot", "chat bot", "language model", "artificial intelligence"),
     *("machine learning model", "computer program", "my knowledge", "my training", "my programming"),
@@ -35,7 +35,7 @@ _CANNOT = (
 _APOLOGY = (
     r"(?:(?:i'm|i am|we are|we're)(?: \w+)? (?:sorry|afraid)|sorry|unfortunately|i apologi[sz]e|(?:my )?apologies)"
 )
-# What assistants decline to do; "I can't help but smile" declines nothing.
+# Verbs that follow in a refusal; "I can't help but smile" is no refusal.
 _TASK = (
     r"(?:fulfil|comply|assist|help\b(?! but| \w+ing)|provide|generate|create|write|produce|engage|support|condone"
     r"|promote|participate|discuss|answer|continue|offer|give|share|respond|complete|do (?:that|this|so)\b|recommend"
@@ -54,7 +54,7 @@ _REFUSAL = re.compile(
     r"\b(?:with|by) (?:an?|the|this) (?:gpt |ai |language )*model\b)"
 )
 _LONGEST_REFUSAL_CHARACTERS = 400
-"""Behind an apology, a longer text goes on to answer."""
+"""A longer text that starts with an apology usually continues with an answer."""
 
 
 def refusal(conversation: Conversation) -> Drop | None:
@@ -67,7 +67,7 @@ def refusal(conversation: Conversation) -> Drop | None:
 
 
 def refusal_words(text: str) -> str | None:
-    """The words by which an answer is a refusal, or by which its speaker shows to be a language model."""
+    """The words with which an answer refuses or calls its author a language model; None if there are none."""
     plain = text.replace("’", "'").lower()
     found = _SELF.search(plain) if any(topic in plain for topic in _TOPICS) else None
     if found is None and len(text) <= _LONGEST_REFUSAL_CHARACTERS:

@@ -1,4 +1,4 @@
-"""A conversation with its texts changed."""
+"""Apply a function to every text of a conversation."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from sft.chat.conversation import Conversation, Drop, Message, from_turns
 
 
 def rewrite(conversation: Conversation, change: Callable[[str], str]) -> Conversation | Drop:
-    """The conversation with every text changed: the same object if nothing did, a Drop if a turn became blank."""
+    """The conversation with every text changed: the same object if no text differs, a Drop if a turn became blank."""
     turns = conversation.messages
     texts = [change(turn.text) for turn in turns]
     system = None if conversation.system is None else change(conversation.system)

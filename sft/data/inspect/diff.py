@@ -1,7 +1,7 @@
-"""What differs between two builds, A and B: settings, and row by row what was gained, lost, changed or moved.
+"""Compare two builds, A and B: settings, and row by row what was gained, lost, changed or moved.
 
-Rows are compared by what the document table knows: the digest of their turns and the counts of their tokens.
-N = rows that came into a build, R = rows of one kind.
+Rows are compared by the columns of the document table: the digest of their turns and the counts of their tokens.
+N = rows that a build packs, R = rows of one kind.
 """
 
 from collections import Counter
@@ -18,13 +18,13 @@ from sft.data.shards import Shards
 
 Rows = NDArray[np.int64]
 LEFT_OUT, NOT_READ = "left_out", "not_read"
-"""Why a row is missing that is not in the quarantine: by weight or number of conversations, or not looked at."""
+"""Why a row is missing without a quarantine record: left out by weight or number of conversations, or not read."""
 _SETTINGS = ("version", "made_with", "tokenizer", "evaluation_files", "settings")
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """The rows that came into a build, sorted by key.
+    """The rows that a build packs, sorted by key.
 
     Shapes: counts_N5 holds tokens, tokens with loss, pieces, and the sums of their first exchanges and content hashes.
     """
@@ -55,14 +55,14 @@ class SourceDiff:
     tokens: tuple[Rows, Rows]
     """Pairs with the same turns whose tokens, loss or pieces differ in number."""
     moved: tuple[Rows, Rows]
-    """Pairs, in other splits; they are counted under what they are otherwise too."""
+    """Pairs in different splits; each is also counted as same, text or tokens."""
     num_to_valid: int
     num_repacked: int
-    """Pairs that one build packs more often than the other."""
+    """Number of pairs that one build packs more often than the other."""
     lost: Rows
     gained: Rows
     num_shared_digests: int
-    """Different conversations, by their turns, that are in both builds, in whatever row."""
+    """Distinct conversations, by their turns, that are in both builds, in any row."""
     num_digests: tuple[int, int]
     lost_reasons: dict[str, int]
     gained_reasons: dict[str, int]
@@ -70,7 +70,7 @@ class SourceDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """Two builds and what differs."""
+    """Two builds and their differences."""
 
     a: Shards
     b: Shards
@@ -78,7 +78,7 @@ class Diff:
     rows_b: Conversations
     is_same_build: bool
     settings: list[tuple[str, Any, Any]]
-    """Setting or input, its value in A and in B."""
+    """Name of the setting or input, its value in A, its value in B."""
     sources: dict[str, SourceDiff]
     records_a: dict[int, dict[str, Any]]
     """Quarantine records of A for the rows that only B holds, by key; records_b the other way round."""
@@ -88,7 +88,7 @@ class Diff:
 def diff(a: Shards, b: Shards) -> Diff:
     """Compare two builds.
 
-    Raises: DataError if one is not as published.
+    Raises: DataError if one was changed after it was published.
     """
     sources = list(dict.fromkeys([*a.manifest.sources, *b.manifest.sources]))
     files = sorted({*a.documents.files, *b.documents.files})
@@ -161,7 +161,7 @@ def _conversations(table: DocumentTable, sources: Sequence[str], files: Sequence
     source = np.array([sources.index(name) for name in table.sources], np.uint64)[table.source]
     file = np.array([files.index(name) for name in table.files], np.uint64)[table.file]
     key = _key(source, file, table.row.astype(np.uint64), len(files))
-    # The documents of a row stand together.
+    # The documents of a row are adjacent.
     first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
     order = np.argsort(key[first], kind="stable")
     columns = (table.num_tokens, table.num_supervised, np.ones(len(key), np.int64), table.first_turn, table.content)
@@ -179,14 +179,14 @@ def _conversations(table: DocumentTable, sources: Sequence[str], files: Sequence
 
 
 def _key(source: NDArray[np.uint64], file: NDArray[np.uint64], row: NDArray[np.uint64], num_files: int) -> Any:
-    """Numbers in the order of sources, files and rows."""
+    """Row keys in the order of sources, files and rows."""
     return (source * np.uint64(num_files) + file) << np.uint64(32) | row
 
 
 def _records(
     shards: Shards, wanted: NDArray[np.uint64], sources: list[str], files: list[str]
 ) -> dict[int, dict[str, Any]]:
-    """The quarantine's records of these rows; of several, the first."""
+    """The quarantine record of each of these rows; the first one if there are several."""
     source_numbers = {name: number for number, name in enumerate(sources)}
     file_numbers = {name: number for number, name in enumerate(files)}
     keys = set(wanted.tolist())
@@ -249,7 +249,7 @@ def _reasons(keys: NDArray[np.uint64], otherwise: str, records: dict[int, dict[s
 
 
 def _changes(a: BuildManifest, b: BuildManifest) -> Iterator[tuple[str, Any, Any]]:
-    """Settings and inputs that differ; those that differ alike in several sources are told once."""
+    """Settings and inputs that differ; equal differences of several sources are reported once."""
     plain_a, plain_b = (
         {k: v for part in _SETTINGS for k, v in _flat(part, values[part])} for values in (a.to_json(), b.to_json())
     )

@@ -1,6 +1,6 @@
-"""From a token to its raw row and from a raw row to its packs, or to the reason why it is in none.
+"""Trace a token to its raw row, and a raw row to its packs or to the reason why it is in none.
 
-N = documents asked for, U = uses of documents: their places in packs, repeats included.
+N = documents to find, U = uses of documents: their places in packs, repeats included.
 """
 
 import bisect
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sft.chat.roles import role_of
 from sft.chat.tokenizer import ChatTokenizer
-from sft.chat.turns import marker_begins
+from sft.chat.turns import marker_starts
 from sft.data.build.corpus import RowId
 from sft.data.manifest import RawFile
 from sft.data.shards import Pack, Shards
@@ -29,7 +29,7 @@ WINDOW_TOKENS = 12
 
 @dataclass(frozen=True)
 class Span:
-    """Where a document lies."""
+    """The place of a document in a pack."""
 
     doc_id: int
     split: str
@@ -41,12 +41,12 @@ class Span:
 
 @dataclass(frozen=True)
 class TokenOrigin:
-    """Where a token of a pack comes from."""
+    """The origin of a token of a pack."""
 
     doc_id: int
     token_id: int
     role: str
-    """Whose turn it belongs to: system, user or assistant; the end token is the assistant's."""
+    """Role of its turn: system, user or assistant; the end token is the assistant's."""
     exchange: int | None
     """Number of the turn's exchange in the conversation, from 0; none for the system text."""
     is_control: bool
@@ -58,27 +58,27 @@ class TokenOrigin:
 
 @dataclass(frozen=True)
 class RowFate:
-    """What became of a raw row."""
+    """The documents of a raw row, or the records of its drop."""
 
     place: RowId
     doc_ids: list[int]
     spans: list[Span]
-    """One for every time that one of the documents is packed."""
+    """One for every time one of the documents is packed."""
     dropped: list[dict[str, Any]]
-    """Its records in the quarantine: of the row, or of pieces."""
+    """The quarantine records of the row or of its pieces."""
     is_known: bool
-    """False if the build leaves rows out unrecorded and has none after this one, so that the file may end before it."""
+    """False if the row may not exist: the build records neither this row nor a later one of the file."""
 
     @property
     def is_left_out(self) -> bool:
-        """Whether its source's weight or number of conversations left it out, if it exists."""
+        """Whether its source's weight or number of conversations left it out, provided that the row exists."""
         return not self.doc_ids and not self.dropped
 
 
 def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: int) -> TokenOrigin:
-    """Where a token of a pack comes from.
+    """The origin of a token of a pack.
 
-    Raises: ConfigError if no document is there.
+    Raises: ConfigError if the token is padding or outside the pack.
     """
     holding = [(doc_id, place) for doc_id, place in pack.documents() if place.start <= token < place.stop]
     if not holding:
@@ -86,7 +86,7 @@ def token_origin(shards: Shards, tokenizer: ChatTokenizer, pack: Pack, token: in
         raise ConfigError(f"token {token} is padding or outside", hint=f"the pack's documents are tokens 0 to {last}")
     [(doc_id, place)] = holding
     ids, here = pack.input_ids_T[place], token - place.start
-    begins = marker_begins(shards.turn_starts(doc_id, ids, tokenizer), tokenizer)
+    begins = marker_starts(shards.turn_starts(doc_id, ids, tokenizer), tokenizer)
     text = max(0, bisect.bisect_right(begins, here) - 1)
     return TokenOrigin(
         doc_id=doc_id,
@@ -126,7 +126,7 @@ def place_of(shards: Shards, doc_id: int) -> RowId:
 
 
 def parse_place(shards: Shards, text: str) -> RowId:
-    """The row that SOURCE:FILE:ROW or SOURCE:ROW names; the start of the file's path may be left out.
+    """Parse SOURCE:FILE:ROW or SOURCE:ROW; the start of the file's path may be omitted.
 
     Raises: ConfigError if the build has no such source or file, or several.
     """
@@ -148,7 +148,7 @@ def parse_place(shards: Shards, text: str) -> RowId:
 
 
 def row_fate(shards: Shards, place: RowId) -> RowFate:
-    """What became of a raw row.
+    """The documents of a raw row, or the records of its drop.
 
     Raises: ConfigError if the build read no such row.
     """
@@ -171,14 +171,14 @@ def row_fate(shards: Shards, place: RowId) -> RowFate:
 
 
 def raw_file(shards: Shards, place: RowId) -> RawFile:
-    """What the manifest says about the raw file of a row."""
+    """The manifest entry of a row's raw file."""
     return next(file for file in shards.manifest.sources[place.source].raw_files if file.name == place.file)
 
 
 def raw_row(shards: Shards, place: RowId, sources_dir: Path) -> str:
     """The raw row itself as text.
 
-    Raises: ConfigError if the file is not there or has no such row, DataError if it is not the one that was built from.
+    Raises: ConfigError if the file or the row does not exist, DataError if the file has changed since the build.
     """
     path, wanted = sources_dir / place.file, raw_file(shards, place).sha256
     if not path.is_file():

@@ -1,6 +1,6 @@
-"""Look at packs in the terminal: roles, loss, documents, where each token came from, what became of a row.
+"""Show packs in the terminal: roles, loss, documents, the origin of a token, the documents of a row.
 
-Text of rows is shown with its control characters spelled out, so that it cannot command the terminal.
+Control characters in the text of rows are escaped, so that it cannot control the terminal.
 """
 
 import itertools
@@ -78,7 +78,7 @@ def show_pack(folder: Path, split: str, index: int, console: Console) -> None:
 
 
 def trace(folder: Path, split: str, index: int, token: int, console: Console, sources_dir: Path | None = None) -> None:
-    """Print the turn and the raw row from which a token of a pack came; the row itself if the raw files are given."""
+    """Print the turn and the raw row of a token of a pack; the row's content too if the raw files are given."""
     shards = Shards.open(folder, check_hashes=False)
     tokenizer = shards.load_tokenizer()
     origin = token_origin(shards, tokenizer, _pack(shards, split, index), token)
@@ -100,7 +100,7 @@ def trace(folder: Path, split: str, index: int, token: int, console: Console, so
 
 
 def trace_row(folder: Path, text: str, console: Console, sources_dir: Path | None = None) -> None:
-    """Print what became of the raw row SOURCE:FILE:ROW: its packs, or why it is in none."""
+    """Print the packs of the raw row SOURCE:FILE:ROW, or why it is in none."""
     shards = Shards.open(folder, check_hashes=False)
     place = parse_place(shards, text)
     fate = row_fate(shards, place)
@@ -117,7 +117,7 @@ def trace_row(folder: Path, text: str, console: Console, sources_dir: Path | Non
 
 
 def print_packs(shards: Shards, split: str, packs: list[int], console: Console, *, full: bool = False) -> None:
-    """Print how many documents and tokens of each source some packs hold; each document's row if `full`."""
+    """Print the number of documents and tokens of each source in some packs; with `full` also each document's row."""
     table, found = shards.documents, list(rows_of_packs(shards, split, packs))
     documents, tokens, supervised = Counter[int](), Counter[int](), Counter[int]()
     for span in found:
@@ -138,12 +138,12 @@ def print_packs(shards: Shards, split: str, packs: list[int], console: Console, 
 
 
 def print_line(console: Console, line: str, style: str = "") -> None:
-    """Print a line as it is, whatever the console would take for markup or an escape."""
+    """Print a line literally, without console markup or escape sequences."""
     console.print(Text(visible(line), style), soft_wrap=True)
 
 
 def cell(text: str) -> Text:
-    """A table's cell with the text as it is."""
+    """A table cell with the literal text."""
     return Text(visible(text))
 
 
@@ -152,7 +152,7 @@ def _place(span: Span) -> str:
 
 
 def _spelling(origin: TokenOrigin) -> str:
-    """The token's text in quotes, or its bytes if they are only a part of a character."""
+    """The token's text in quotes, or its bytes if they are not whole characters."""
     try:
         return repr(origin.spelling.decode("utf-8"))
     except UnicodeDecodeError:
@@ -167,7 +167,7 @@ def _window(origin: TokenOrigin) -> str:
 
 
 def share_with_loss(facts: SourceFacts | SplitFacts) -> str:
-    """How much of the tokens has loss."""
+    """The share of tokens with loss."""
     return f"{facts.supervised_tokens / max(1, facts.tokens):.1%}"
 
 
@@ -178,7 +178,7 @@ def skipping(source: SourceFacts) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """Text of a row on one line, with every character spelled out that cannot be seen, such as a zero-width space."""
+    """Text of a row on one line, with every unprintable character escaped, such as a zero-width space."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -215,7 +215,7 @@ def _print_record(record: dict[str, Any], console: Console) -> None:
 
 
 def _print_raw(shards: Shards, place: RowId, raw: str | None, console: Console) -> None:
-    """The raw file's hash and, if it is known, the row itself."""
+    """Print the raw file's hash and, if it is known, the row itself."""
     print_line(console, f"  file    sha256 {raw_file(shards, place).sha256}")
     if raw is not None:
         print_line(console, f"raw row\n{raw}")

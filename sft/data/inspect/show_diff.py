@@ -1,4 +1,4 @@
-"""The difference between two builds in the terminal, with rows as examples, and as JSON."""
+"""Show the difference between two builds in the terminal, with example rows, and write it as JSON."""
 
 import difflib
 import itertools
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.chat.formats.base import END
-from sft.chat.turns import marker_begins
+from sft.chat.turns import marker_starts
 from sft.data.inspect.diff import Conversations, Diff, SourceDiff, diff, summary
 from sft.data.inspect.lineage import place_of, spans
 from sft.data.inspect.show import cell, one_line, print_line, share_with_loss
@@ -26,7 +26,7 @@ from sft.errors import ConfigError
 from sft.storage.atomic import write_text
 
 MAX_PLACES, MAX_LINES, LINE_CHARACTERS, BEFORE_CHARACTERS = 3, 3, 150, 40
-"""How much of an example is shown: places that differ, lines of each, characters of a line, those before a change."""
+"""Limits of an example: places that differ, lines per place, characters per line, characters before a change."""
 MAX_VALUE_CHARACTERS = 60
 NO_RECORD = "left out or not read there"
 
@@ -34,9 +34,9 @@ Example = dict[str, Any]
 
 
 def show_diff(a: Path, b: Path, console: Console, *, num_examples: int = 3, json_file: Path | None = None) -> None:
-    """Print what differs between two builds and, if asked for, write all of it as JSON.
+    """Print the differences between two builds and, if `json_file` is given, write all of them as JSON.
 
-    Raises: DataError if one is not as published.
+    Raises: DataError if one was changed after it was published.
     """
     if num_examples < 0:
         raise ConfigError(f"--examples {num_examples}: expected 0 or more")
@@ -56,7 +56,7 @@ def show_diff(a: Path, b: Path, console: Console, *, num_examples: int = 3, json
 
 
 class _Texts:
-    """Spells rows of a build out; without end tokens, unless both builds write them or neither does."""
+    """Decodes rows of a build; without end tokens if only one of the two builds has them."""
 
     def __init__(self, shards: Shards, rows: Conversations, chosen: Iterable[int], *, with_ends: bool) -> None:
         self._rows, self._with_ends = rows, with_ends
@@ -78,7 +78,7 @@ class _Texts:
     def _texts(self, doc_id: int) -> Iterator[str]:
         """The texts of a document, each with the marker before it."""
         ids, starts = self._tokens(doc_id)
-        edges = [0, *marker_begins(starts, self._tokenizer)[1:], len(ids)]
+        edges = [0, *marker_starts(starts, self._tokenizer)[1:], len(ids)]
         return (self._spelt(ids[begin:stop]) for begin, stop in itertools.pairwise(edges))
 
     def _documents(self, row: int) -> range:
@@ -86,7 +86,7 @@ class _Texts:
         return range(first, first + int(self._rows.counts_N5[row, 2]))
 
     def _tokens(self, doc_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """A document's ids, without its end if that is to be left out, and where its texts begin."""
+        """A document's ids, without its end unless `with_ends`, and where its texts start."""
         span = self._spans[doc_id]
         ids_T = self._splits[span.split][span.pack].input_ids_T[span.start : span.stop]
         starts = self._shards.turn_starts(doc_id, ids_T, self._tokenizer)
@@ -99,7 +99,7 @@ class _Texts:
 
 
 def _examples(result: Diff, item: SourceDiff, count: int) -> dict[str, list[Example]]:
-    """Some rows of every kind of difference, spread over the source."""
+    """Some example rows of every kind of difference, spread over the source."""
     pairs = {"text changed": item.text, "tokens changed": item.tokens, "moved": item.moved}
     chosen = {kind: (spread(a, count).tolist(), spread(b, count).tolist()) for kind, (a, b) in pairs.items()}
     lost, gained = spread(item.lost, count).tolist(), spread(item.gained, count).tolist()
@@ -145,7 +145,7 @@ def _single(
     other_rows: Conversations,
     other_records: dict[int, Example],
 ) -> Example:
-    """A row that only one build holds, and what the other one says about it."""
+    """A row that only one build packs, and its quarantine record or twin in the other one."""
     record = other_records.get(int(rows.key_N[row]), {})
     twins = np.flatnonzero(other_rows.digest_N == rows.digest_N[row])[:1].tolist()
     return {
@@ -159,7 +159,7 @@ def _single(
 
 
 def _difference(a: Sequence[str], b: Sequence[str]) -> Iterator[str]:
-    """The lines that differ, those of A after a minus and those of B after a plus, cropped to where they do."""
+    """The lines that differ, those of A after a minus and those of B after a plus, cropped to the difference."""
     places = [item for item in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes() if item[0] != "equal"]
     for _, a_start, a_stop, b_start, b_stop in places[:MAX_PLACES]:
         old, new = a[a_start:a_stop], b[b_start:b_stop]
@@ -175,7 +175,7 @@ def _difference(a: Sequence[str], b: Sequence[str]) -> Iterator[str]:
 
 
 def _block(sign: str, lines: Sequence[str]) -> Iterator[str]:
-    """The first of these lines, the blank ones left out unless there are no others."""
+    """The first of these lines, without blank ones unless all are blank."""
     chosen = [line for line in lines if line.strip()] or ["(blank line)"] * len(lines)
     yield from (f"{sign} {_crop(line, 0)}" for line in chosen[:MAX_LINES])
     if len(chosen) > MAX_LINES:
@@ -183,7 +183,7 @@ def _block(sign: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _common(a: str, b: str) -> int:
-    """How many characters both begin with."""
+    """The length of the common prefix."""
     return next((n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
 
 

@@ -1,4 +1,4 @@
-"""Proof, after the fact, that a published build keeps its whole contract."""
+"""Verify that a published build satisfies its whole contract."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ PACKS_PER_BATCH = 64
 
 
 def verify(folder: Path) -> str:
-    """Check hashes, counts and the supervision contract of every document; a sentence with what was proven.
+    """Check hashes, counts and the supervision contract of every document; returns a sentence with the result.
 
     Raises: DataError listing the first violations.
     """
@@ -54,7 +54,7 @@ def verify(folder: Path) -> str:
 
 
 def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
-    """Where the manifest's counts are not those of the document table, the quarantine and the tokenizer."""
+    """Differences between the manifest's counts and the document table, the quarantine and the tokenizer."""
     table, manifest = shards.documents, shards.manifest
     if manifest.tokenizer != TokenizerFacts(tokenizer.sha256, tokenizer.num_ids):
         yield "tokenizer.json is not the tokenizer of the manifest"
@@ -98,7 +98,7 @@ def _differences(name: str, facts: SourceFacts | SplitFacts, found: dict[str, An
 
 
 def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str]:
-    """What is wrong with some packs, the first of which has this number."""
+    """The problems of some packs, of which the first has the number `first`."""
     readable: list[Pack] = []
     names: list[str] = []
     for number, pack in enumerate(packs, first):
@@ -115,7 +115,7 @@ def _problems(packs: list[Pack], first: int, split: str, shards: Shards, tokeniz
 
 
 def _unreadable(pack: Pack, shards: Shards, tokenizer: ChatTokenizer) -> str | None:
-    """Why the documents of a pack cannot be looked at, or None."""
+    """Why the documents of a pack cannot be checked, or None."""
     end = pack.num_tokens
     if (
         len(pack.input_ids_T) != shards.seq_len
@@ -140,7 +140,7 @@ def _pack_problems(pack: Pack, tokenizer: ChatTokenizer) -> Iterator[str]:
 def _document_problems(
     packs: list[Pack], split: str, shards: Shards, tokenizer: ChatTokenizer
 ) -> Iterator[tuple[int, str]]:
-    """What is wrong with the documents of these packs, counted from the first one's first."""
+    """The problems of the documents of these packs, with their index among all of these documents."""
     table, settings = shards.documents, shards.manifest.settings
     ids: NDArray[Any] = np.concatenate([pack.doc_ids_N for pack in packs])
     lengths: NDArray[np.int64] = np.concatenate([pack.doc_lengths_N for pack in packs]).astype(np.int64)

@@ -12,12 +12,12 @@ LICENSE_HEADS = ("source", "license", "commercial use", "attribution", "share-al
 SPLIT_HEADS = ("split", "packs", "documents", "tokens", "supervised", "density")
 SOURCE_HEADS = ("source", "rows read", "kept", "dropped", "not chosen", "documents", "held out", "tokens", "supervised")
 NUMBERS = {*SPLIT_HEADS[1:], *SOURCE_HEADS[1:], *DROPPED_HEADS[2:]}
-"""Columns that stand flush right."""
+"""Columns that are right-aligned."""
 WORDS = {True: "yes", False: "no", None: "unknown"}
 
 
 def data_card(manifest: BuildManifest) -> str:
-    """The card as Markdown: what is in the build, what was left out and why, and who may use it."""
+    """The card as Markdown: what is in the build, what was dropped and why, and the licenses."""
     return "\n".join(_lines(manifest)) + "\n"
 
 
@@ -25,14 +25,14 @@ def _lines(manifest: BuildManifest) -> Iterator[str]:
     sources, settings = manifest.sources, manifest.settings
     yield from (f"# {manifest.name}", "")
     yield (
-        f"Conversations from {len(sources)} sources as token sequences of {manifest.seq_len}, packed, "
+        f"Conversations from {len(sources)} sources, packed into sequences of {manifest.seq_len} tokens "
         f"with a loss mask. Made by sft {manifest.version}; `manifest.json` holds every count and hash, and "
         "`report.html` shows lengths, dropped rows and some packs."
     )
     yield from ("", "## Splits", "", *_table(SPLIT_HEADS, map(_split_row, manifest.splits.items())))
     yield from ("", "## Sources", "", *_table(SOURCE_HEADS, map(_source_row, sources.items())))
     yield from ("", "## What was dropped", "", *_dropped(sources), "")
-    yield "`quarantine.jsonl` names every one of these rows with its reason."
+    yield "`quarantine.jsonl` lists each of these rows with its reason."
     sketch = format_named(manifest.format).sketch
     yield from ("", "## Text", "", f"`{sketch}`, nothing between tags and text;")
     ends = "each" if settings["end_token"] else "no"
@@ -41,8 +41,8 @@ def _lines(manifest: BuildManifest) -> Iterator[str]:
     yield from ("", "## Licenses", "", *_table(LICENSE_HEADS, map(_license_row, licenses)), "")
     yield from (f"- **{item.title}**: {item.text}" for item in consequences(licenses))
     yield from ("", "## Citations", "")
-    told = (source.settings for source in sources.values())
-    yield from dict.fromkeys(f"- {mine['title']}: {mine['citation']}" for mine in told)
+    all_settings = (source.settings for source in sources.values())
+    yield from dict.fromkeys(f"- {mine['title']}: {mine['citation']}" for mine in all_settings)
 
 
 def _table(heads: tuple[str, ...], rows: Any) -> Iterator[str]:

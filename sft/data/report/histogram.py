@@ -1,4 +1,4 @@
-"""Histograms as the bars of small drawings. Every number is an integer, so that equal data draw equal pictures."""
+"""Histograms as bars of small charts. Every number is an integer, so that equal data give equal charts."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,32 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 320, 80
-"""Size of the plot in units of the drawing, without its labels."""
+"""Size of the plot in SVG units, without its labels."""
 NUM_SHARES = 20
 MAX_TICKS = 7
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar, in units of the drawing, y downwards."""
+    """One bar, in SVG units, y downwards."""
 
     x: int
     y: int
     width: int
     height: int
     title: str
-    """What it counts, for a reader who points at it."""
+    """Tooltip with the range and the count."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """A drawing of counts."""
+    """A chart of counts."""
 
     bars: tuple[Bar, ...]
     ticks: tuple[tuple[int, str], ...]
-    """Places and labels on the horizontal axis."""
+    """Positions and labels on the horizontal axis."""
     highest: int
-    """The count that is as high as the plot."""
+    """The count at the top of the plot."""
 
 
 def log_edges(low: int, high: int) -> list[int]:
@@ -50,7 +50,7 @@ def log_edges(low: int, high: int) -> list[int]:
 
 
 def log_histogram(values: NDArray[Any], edges: Sequence[int], what: str, counted: str) -> Histogram:
-    """Counts of whole numbers in bins of `log_edges`; `what` is their unit, `counted` what each of them is."""
+    """Counts of integers in bins of `log_edges`; `what` is their unit, `counted` the items that have these values."""
     bins = np.searchsorted(edges, values, side="right") - 1
     names = [f"{start:,}" + (f"–{stop - 1:,}" if stop - start > 1 else "") for start, stop in _pairs(edges)]
     return _drawn(np.bincount(bins, minlength=len(names)), [f"{name} {what}" for name in names], counted, edges)
@@ -70,7 +70,7 @@ def _drawn(counts: NDArray[np.int64], names: Sequence[str], counted: str, edges:
     places = [WIDTH * index // len(names) for index in range(len(edges))]
     bars = []
     for count, name, (left, right) in zip(counts.tolist(), names, _pairs(places), strict=True):
-        # A bin with anything in it is seen.
+        # A bin that is not empty is always visible.
         height = max(2, HEIGHT * count // highest) if count else 0
         title = f"{name}: {count:,} {counted} ({count / total:.1%})"
         bars.append(Bar(left, HEIGHT - height, max(1, right - left - 1), height, title))

@@ -1,6 +1,6 @@
-"""One HTML file about a build: counts, what was left out, lengths, packing, licenses, and packs to leaf through.
+"""The HTML report of a build: counts, dropped rows, lengths, packing, licenses, and a browser of packs.
 
-It is part of the build, so equal builds give equal pages: no clock, no host, no place.
+It is part of the build, so equal builds give equal pages: it holds no time, host name or path.
 """
 
 import base64
@@ -36,7 +36,7 @@ PackNumbers = Sequence[tuple[str, int]]
 
 
 def report(folder: Path, packs_per_source: int = 8, packs: PackNumbers = ()) -> str:
-    """The page about a published build, which shows each source in about so many packs, and the packs named.
+    """The report of a published build, with about `packs_per_source` packs of each source and the named packs.
 
     Raises: DataError if the build is damaged, ConfigError if a pack does not exist.
     """
@@ -45,9 +45,9 @@ def report(folder: Path, packs_per_source: int = 8, packs: PackNumbers = ()) -> 
 
 
 def write_report(folder: Path, out: Path, packs_per_source: int = 8, packs: PackNumbers = ()) -> None:
-    """Write the page about a published build to a file.
+    """Write the report of a published build to a file.
 
-    Raises: ConfigError if the file would lie in the build, which nothing may be added to, or is something else.
+    Raises: ConfigError if the file would be inside the build, or exists and is not an HTML file.
     """
     if out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError("lies in the build, whose files are fixed", on=out, hint="name a file elsewhere")
@@ -57,7 +57,7 @@ def write_report(folder: Path, out: Path, packs_per_source: int = 8, packs: Pack
 
 
 def page(shards: Shards, tokenizer: ChatTokenizer, packs_per_source: int = 8, packs: PackNumbers = ()) -> str:
-    """The page about a build whose manifest may not be written yet: of it, only the facts of the build are used."""
+    """The report of a build; its manifest file may not be written yet, as only `shards.manifest` is used."""
     manifest, table = shards.manifest, shards.documents
     contents = {name: Contents.of(shards.split(name)) for name in manifest.splits}
     licenses = source_licenses(manifest.sources)
@@ -90,7 +90,7 @@ def _environment() -> Environment:
 
 
 def _script_hash(source: str) -> str:
-    """What the page's security policy calls its only script, so that no other can run."""
+    """The hash of the page's only script for its Content-Security-Policy, so that no other script can run."""
     script = source.split("<script>")[1].split("</script>")[0]
     return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
 
@@ -100,7 +100,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A setting as people write it."""
+    """A setting as a user writes it."""
     return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
@@ -111,7 +111,7 @@ def _sources(manifest: BuildManifest) -> list[dict[str, Any]]:
 
 
 def _hues(names: Iterable[str], first: int) -> dict[str, int]:
-    """Colours as far from each other as can be, as degrees of the colour circle."""
+    """Hues as different as possible, in degrees of the colour circle."""
     ordered = list(names)
     return {name: (first + 360 * number // len(ordered)) % 360 for number, name in enumerate(ordered)}
 
@@ -170,7 +170,7 @@ def _packing_charts(contents: dict[str, Contents], seq_len: int) -> Iterator[tup
 
 
 def _details(facts: SourceFacts) -> dict[str, Any]:
-    """What the manifest says of a source and no table shows."""
+    """The facts about a source in the manifest that no table shows."""
     settings = {key: value for key, value in facts.settings.items() if key not in _SHOWN_ELSEWHERE}
     return settings | {key: getattr(facts, key) for key in _IN_NO_TABLE}
 

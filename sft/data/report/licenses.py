@@ -1,4 +1,4 @@
-"""What the licenses of a mixture's sources ask for, alone and together: a summary for people, not legal advice."""
+"""The terms of the licenses of a mixture's sources, alone and together: a summary, not legal advice."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from sft.data.manifest import SourceFacts
 
 @dataclass(frozen=True)
 class Terms:
-    """What a license allows and asks for."""
+    """What a license allows and requires."""
 
     commercial: bool
     attribution: bool
@@ -38,7 +38,7 @@ class SourceLicense:
     source: str
     license: str
     terms: Terms | None
-    """None if no license is stated, or one that is not known here."""
+    """None if no license is stated, or one that is not in `_KNOWN`."""
     commercial: bool
     """Both the license and the recipe allow commercial use."""
     note: str
@@ -47,7 +47,7 @@ class SourceLicense:
 
 @dataclass(frozen=True)
 class Consequence:
-    """One thing to keep to when using the whole mixture."""
+    """One condition for using the whole mixture."""
 
     title: str
     text: str
@@ -55,7 +55,7 @@ class Consequence:
 
 
 def terms(name: str) -> Terms | None:
-    """What a license asks for, by its SPDX identifier in any case; None if it is not known here."""
+    """The terms of a license, by its SPDX identifier in any case; None if it is not in `_KNOWN`."""
     known_as = name.strip().lower()
     if parts := _CREATIVE_COMMONS.fullmatch(known_as):
         return Terms(parts[1] is None, attribution=True, share_alike=parts[2] == "-sa", adaptations=parts[2] != "-nd")
@@ -63,13 +63,13 @@ def terms(name: str) -> Terms | None:
 
 
 def source_licenses(sources: Mapping[str, SourceFacts]) -> list[SourceLicense]:
-    """The license of every source of a manifest, the recipe's own word on commercial use taken into account."""
+    """The license of every source of a manifest, combined with the recipe's `commercial` setting."""
     settings = {name: source.settings for name, source in sources.items()}
     return [_judged(name, str(mine["license"]), bool(mine["commercial"])) for name, mine in settings.items()]
 
 
 def consequences(licenses: Sequence[SourceLicense]) -> list[Consequence]:
-    """What the licenses imply together, the question of commercial use first."""
+    """The conditions that the licenses impose together, commercial use first."""
     barred = [item.source for item in licenses if not item.commercial]
     first = (
         Consequence(
@@ -104,11 +104,11 @@ def _conditions(licenses: Sequence[SourceLicense]) -> Iterator[Consequence]:
     if unknown:
         yield Consequence(
             "No known license",
-            f"{', '.join(unknown)}. Nobody gave a known permission to use these rows or pass them on.",
+            f"{', '.join(unknown)}. There is no known permission to use these rows or to pass them on.",
             is_warning=True,
         )
     if fixed := [item.source for item, asked in known if not asked.adaptations]:
-        text = f"{', '.join(fixed)}. Changed copies must not be passed on, and these tokens are one."
+        text = f"{', '.join(fixed)}. Changed copies must not be passed on, and these shards are changed copies."
         yield Consequence("No derivatives", text, is_warning=True)
     if credited := [item.source for item, asked in known if asked.attribution]:
         yield Consequence("Attribution", f"name the authors of {', '.join(credited)}, and their licenses.")
@@ -117,14 +117,14 @@ def _conditions(licenses: Sequence[SourceLicense]) -> Iterator[Consequence]:
         rows = ", ".join(f"{source} ({name})" for source, name in shared.items())
         yield Consequence("Share-alike", f"pass on rows of {rows}, changed ones too, under the same license only.")
     if _conflict([asked for _, asked in known], set(shared.values()), bool(unknown)):
-        text = "no single license fits the whole mixture: pass it on only with each source under its own."
+        text = "no single license fits the whole mixture: pass it on only with each source under its own license."
         yield Consequence("Conflicting conditions", text, is_warning=True)
 
 
 def _conflict(known: Sequence[Terms], share_alike: set[str], has_unknown: bool) -> bool:
-    """Whether a share-alike license, which bears no further condition on top of it, meets one that it does not have."""
+    """Whether a share-alike license, which forbids further conditions, is combined with a license that adds one."""
     is_open = any(asked.share_alike and asked.commercial for asked in known)
     is_barred = has_unknown or not all(asked.commercial for asked in known)
-    # Later versions of one license take in the rows under earlier ones.
+    # Rows under an earlier version of a license may be passed on under a later one.
     families = {_VERSION.sub("", name.lower()) for name in share_alike}
     return len(families) > 1 or (is_open and is_barred)

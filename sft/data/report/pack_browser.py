@@ -1,4 +1,4 @@
-"""A few packs of a build as text, chosen so that every source is seen.
+"""Some packs of a build as text, chosen so that every source is shown.
 
 T = tokens of one document, N = documents of all packs of a split, P = packs of a split.
 """
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from sft.chat.roles import roles
 from sft.chat.tokenizer import ChatTokenizer
-from sft.chat.turns import marker_begins
+from sft.chat.turns import marker_starts
 from sft.data.shards import Pack, Shards, Split
 
 MAX_BYTES = 1_200_000
-"""About as much text of packs is shown; every source at least once, however long its packs are."""
+"""Approximate limit of the text of all packs; every source is shown at least once, even beyond it."""
 TOKEN_BYTES, DOCUMENT_BYTES = 6, 280
-"""What a token and a document take up in the page, roughly."""
+"""Approximate size of a token and of a document in the page."""
 BORDER = "\x7f"
-"""Stands between tokens; no visible text holds it."""
+"""Separator between tokens; it does not occur in visible text."""
 
 _TAG = "t"
 _CONTROLS = ((0, 0x09), (0x0B, 0x20), (0x7F, 0xA0), (0x2028, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
@@ -29,13 +29,13 @@ _VISIBLE = {code: f"\\u{code:04x}" for start, stop in _CONTROLS for code in rang
 
 
 def visible(text: str) -> str:
-    """The text with \\uXXXX in place of every character that would control a terminal or turn the writing around."""
+    """The text with \\uXXXX in place of every character that controls a terminal or the writing direction."""
     return text.translate(_VISIBLE)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Which documents lie in which pack of a split."""
+    """The documents of each pack of a split."""
 
     doc_ids_N: NDArray[Any]
     num_documents_P: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Contents:
 
 
 def choose(contents: Contents, source_of_document: NDArray[Any], packs_per_source: int, max_bytes: int) -> list[int]:
-    """Numbers of packs: for every source some of those that hold it, spread over the split; fewer if they are long."""
+    """Choose packs: for every source some that hold it, spread over the split; fewer if they are long."""
     num_packs = len(contents.num_tokens_P)
     pack_of_N = np.repeat(np.arange(num_packs), contents.num_documents_P)
     pairs = np.unique(source_of_document[contents.doc_ids_N].astype(np.int64) * num_packs + pack_of_N)
@@ -71,7 +71,7 @@ def spread(items: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 class PackTexts:
-    """Spells packs out."""
+    """Decodes packs for the report's page."""
 
     def __init__(self, shards: Shards, tokenizer: ChatTokenizer, packs: Iterable[Pack]) -> None:
         self._shards, self._table, self._tokenizer = shards, shards.documents, tokenizer
@@ -79,7 +79,7 @@ class PackTexts:
         self._spelling: dict[int, str] = dict(zip(ids, tokenizer.decode([[token_id] for token_id in ids]), strict=True))
         self._visible = {token_id: visible(text) for token_id, text in self._spelling.items()}
         self._partial = {token_id for token_id, text in self._spelling.items() if "\ufffd" in text}
-        """Ids that may spell a part of a character."""
+        """Ids that may be a part of a character."""
 
     def facts(self, index: int, pack: Pack) -> dict[str, Any]:
         """One pack as the page's script reads it."""
@@ -106,7 +106,7 @@ class PackTexts:
         """Runs of tokens of one role and mask value: the role's first letter, a capital with loss, and the tokens."""
         starts = self._shards.turn_starts(doc_id, ids_T, self._tokenizer)
         letters = [role[0] for role in roles(ids_T, starts, self._tokenizer)]
-        for begin, start in zip(marker_begins(starts, self._tokenizer), starts.tolist(), strict=True):
+        for begin, start in zip(marker_starts(starts, self._tokenizer), starts.tolist(), strict=True):
             letters[begin:start] = _TAG * (start - begin)
         ids = ids_T.tolist()
         kinds = (letter.upper() if loss else letter for letter, loss in zip(letters, mask, strict=True))
@@ -114,13 +114,13 @@ class PackTexts:
             yield kind + self._spelled([token_id for _, token_id in members])
 
     def _spelled(self, ids: Sequence[int]) -> str:
-        """The text of some tokens with borders between them, without borders if single tokens do not add up to it."""
+        """The text of some tokens with borders between them; without borders if single tokens do not add up to it."""
         if self._partial.isdisjoint(ids):
             return BORDER.join([self._visible[token_id] for token_id in ids])
         (text,) = self._tokenizer.decode([ids])
         parts: list[str] = []
         for is_part, group in itertools.groupby(ids, key=self._partial.__contains__):
-            # Tokens that are parts of characters are spelled together.
+            # Tokens that are parts of characters are decoded together.
             members = list(group)
             parts += self._tokenizer.decode([members]) if is_part else [self._spelling[item] for item in members]
         return BORDER.join(map(visible, parts)) if "".join(parts) == text else visible(text)

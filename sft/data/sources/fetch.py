@@ -1,4 +1,4 @@
-"""Repositories of the hub → raw files below sources_dir, pinned by sources.lock.json. Read `fetch` first."""
+"""Download raw files from the hub to sources_dir and pin them in sources.lock.json. Read `fetch` first."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +24,13 @@ Say = Callable[[str], None]
 def fetch(
     config: BuildConfig, *, update: bool = False, say: Say = print, retries: RetryPolicy = DEFAULT_RETRIES
 ) -> Lock:
-    """Download what the enabled sources of a mixture need, and pin it in the lock.
+    """Download the files of the enabled sources of a mixture, and pin them in the lock.
 
-    A pinned source is brought to exactly its locked files, and the hub is not asked if they are all there. `update`,
-    or another hub_id or revision in its recipe, resolves it anew; other sources of the lock stay as they are.
+    For a pinned source exactly the locked files are restored, without a request to the hub if all are there. `update`,
+    or another hub_id or revision in its recipe, resolves its revision again; other sources of the lock do not change.
 
-    Raises: ConfigError for a repository, revision or pattern that leads nowhere, PeerError if the hub does not answer,
-    DataError if it sends other bytes than it announced, StorageError if the disk refuses or has too little space.
+    Raises: ConfigError if a repository or revision does not exist or a pattern matches no file, PeerError if the hub
+    does not answer, DataError if a file does not match its hash, StorageError if the disk fails or is too full.
     """
     folder = Path(config.sources_dir)
     hub = Hub(say, retries)
@@ -60,7 +60,7 @@ def _summary(plan: "_Plan", locked: LockedSource) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One source, its revision resolved to a commit, the files to have of it and where, and those not there yet."""
+    """One source: its commit, its files with their local paths, and those that are not there yet."""
 
     name: str
     source: SourceConfig
@@ -112,7 +112,7 @@ def _raw_name(name: str, file: HubFile) -> str:
 
 
 def _fetch_source(hub: Hub, folder: Path, plan: _Plan, count: Callable[[int], None]) -> LockedSource:
-    """Download what is missing; what the lock shall say about the source."""
+    """Download the missing files; returns the lock's entry for the source."""
     source, repository = plan.source, Repository(plan.name, plan.source.hub_id)
     for file, path in plan.missing:
         hub.download(repository, plan.commit, file, path, count)
@@ -123,7 +123,7 @@ def _fetch_source(hub: Hub, folder: Path, plan: _Plan, count: Callable[[int], No
 
 
 def _remove_left_over(folder: Path, before: LockedSource | None, now: LockedSource, say: Say) -> None:
-    """Remove what an earlier fetch brought and the new commit lacks: a build would read it besides the rest."""
+    """Remove files of an earlier fetch that the new commit lacks, since a build would still read them."""
     names = {file.name for file in now.files}
     for file in before.files if before else ():
         path = folder / file.name
@@ -134,7 +134,7 @@ def _remove_left_over(folder: Path, before: LockedSource | None, now: LockedSour
 
 @contextmanager
 def _counting(missing: Sequence[tuple[HubFile, Path]], folder: Path) -> Iterator[Callable[[int], None]]:
-    """Show the bytes that come in, once it is clear that the disk has room for them."""
+    """Check that the disk has enough space, then show the progress of the download."""
     num_bytes = sum(file.num_bytes for file, _ in missing)
     num_there = sum(size_of(file.part(path)) for file, path in missing)
     free_bytes = shutil.disk_usage(folder).free
@@ -142,7 +142,7 @@ def _counting(missing: Sequence[tuple[HubFile, Path]], folder: Path) -> Iterator
         raise StorageError(
             f"{num_bytes - num_there:,} bytes to download, {free_bytes:,} free",
             on=folder,
-            hint="free some space, or name another sources_dir",
+            hint="free disk space, or name another sources_dir",
         )
     if not missing:
         yield lambda _: None

@@ -24,14 +24,14 @@ else:
     from backports import zstd
 
 MAX_ROW_BYTES = 4_000_000
-"""Longer than any conversation; the tokenizer takes more than a hundred bytes of memory for each byte of text."""
+"""More than any conversation needs; the tokenizer takes more than a hundred bytes of memory per byte of text."""
 CHARACTERS_PER_BYTE = 4
-"""What an array's row may take in its file beyond its own size: escapes, blanks and the names of its fields."""
+"""Characters in the file per byte of an array's row: escapes, blanks and field names add to its own size."""
 COMPRESSED = (".gz", ".zst")
 LARGE_FILE_POINTER = b"version https://git-lfs.github.com/spec/"
 
 RawRow = bytes | dict[str, Any]
-"""A line of JSON still to be parsed, or a row that its format delivers parsed."""
+"""An unparsed line of JSON, or a row that the reader of its format has already parsed."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class SourceFile:
 def find_files(sources_dir: Path, patterns: Sequence[str]) -> list[Path]:
     """The files that match a recipe's patterns, compressed or not, sorted by name.
 
-    Raises: DataError if a file lies there twice, plain and compressed, which would double its rows, or is a link to
-    nothing, which would leave them out.
+    Raises: DataError if a file is there twice, plain and compressed, which would double its rows, or is a broken link,
+    which would leave them out.
     """
     matches = {
         path
@@ -60,7 +60,7 @@ def find_files(sources_dir: Path, patterns: Sequence[str]) -> list[Path]:
     }
     dangling = sorted(path for path in matches if path.is_symlink() and not path.exists())
     if dangling:
-        raise DataError("is a link that points to nothing", on=dangling[0], hint="fetch the file again")
+        raise DataError("is a broken link", on=dangling[0], hint="fetch the file again")
     found = {path for path in matches if path.is_file()}
     plain = Counter(_plain_name(path) for path in found)
     twice = [name for name, count in plain.items() if count > 1]
@@ -70,7 +70,7 @@ def find_files(sources_dir: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _as_wildcard(pattern: str) -> str:
-    """The pattern with a wildcard in its last part: a name without any is not looked up if its link is broken."""
+    """The pattern with a wildcard in its last part: without one, glob does not return a broken link."""
     return re.sub(r"(\w)$", r"[\1]", pattern)
 
 
@@ -106,13 +106,13 @@ def require_unchanged(file: SourceFile) -> None:
     """
     status = file.path.stat()
     if (status.st_size, status.st_mtime_ns) != (file.num_bytes, file.modified_ns):
-        raise DataError("changed while it was read", on=file.path, hint="build again when nobody writes to it")
+        raise DataError("changed while it was read", on=file.path, hint="build again when it is no longer written to")
 
 
 def read_rows(path: Path, max_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int, RawRow]]:
     """The rows of a file with their numbers: the line in a .jsonl, the place in an array or a table, from 0.
 
-    Of a line longer than `max_bytes` only the start is held, one byte more than allowed.
+    Of a line longer than `max_bytes` only the first `max_bytes` + 1 bytes are returned.
 
     Raises: DataError if the file is cut short or not in its format, or an array's item is several times `max_bytes`.
     """
@@ -161,7 +161,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _first_character(stream: IO[bytes]) -> bytes:
-    """The first byte that is not blank or a byte-order mark; nothing if there is none."""
+    """The first byte that is not blank or part of a byte-order mark; empty if there is none."""
     while block := stream.read(1 << 16):
         if rest := block.lstrip(b" \t\r\n\xef\xbb\xbf"):
             return rest[:1]
@@ -170,7 +170,7 @@ def _first_character(stream: IO[bytes]) -> bytes:
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Path]:
-    """The file itself or, for a format whose end is read first, its content in a temporary one."""
+    """The file itself, or a temporary uncompressed copy for a format that needs random access."""
     if path.suffix not in COMPRESSED:
         yield path
         return

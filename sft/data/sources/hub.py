@@ -1,9 +1,9 @@
-"""The Hugging Face hub: a revision's commit and files, and the bytes of a file, asked for patiently.
+"""The Hugging Face hub: resolve a revision to a commit and its files, and download files, with retries.
 
-The only file that imports `huggingface_hub`. Its client speaks to the hub, but the bytes of files are streamed here:
-`hf_hub_download` (2.4) deletes a partial file when it fails, and believes its notes on a local file, not the bytes.
-tests/integration/test_fetch.py shows both. Once the first is no longer so, `snapshot_download` of the commit, with the
-hashes checked here as they are now, can take the place of `Hub.download`.
+The only file that imports `huggingface_hub`. Its client sends the requests, but the bytes of files are streamed here:
+`hf_hub_download` (2.4) deletes a partial file when it fails, and trusts its metadata about a local file, not the bytes.
+tests/integration/test_fetch.py shows both. Once the first is fixed, `snapshot_download` of the commit, with the hashes
+checked here as they are now, can replace `Hub.download`.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ Count = Callable[[int], None]
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often in a row a request may fail without bringing a byte, and how long to wait in between."""
+    """How often in a row a request may fail without receiving a byte, and how long to wait in between."""
 
     num_attempts: int = 7
     first_wait_s: float = 1.0
@@ -64,13 +64,13 @@ class HubFile:
         return file_sha256(path) if len(self.digest) == 64 else _git_sha1(path)
 
     def part(self, path: Path) -> Path:
-        """Where it is gathered before it takes its name; another content is gathered elsewhere."""
+        """The path of the partial download; a file with another digest has another path."""
         return path.with_name(f".{path.name}.{self.digest[:12]}.part")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A data-set repository as one source names it."""
+    """A data-set repository and the source that names it."""
 
     source: str
     hub_id: str
@@ -80,22 +80,22 @@ class Repository:
 
 
 class Hub:
-    """The hub behind HF_ENDPOINT, asked again as long as it fails for a reason that may pass."""
+    """The hub at HF_ENDPOINT; requests that fail with a transient error are retried."""
 
     def __init__(self, say: Callable[[str], None], retries: RetryPolicy = DEFAULT_RETRIES) -> None:
-        # Otherwise the client would tell the hub which packages are installed here.
+        # Otherwise the client would send the hub a list of installed packages.
         constants.HF_HUB_DISABLE_TELEMETRY = True
         self._say, self._retries = say, retries
         self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        # What messages show must hold no password of a mirror's.
+        # Messages must not show the password of a mirror.
         self._shown = re.sub(r"//[^/@]*@", "//", self._endpoint)
         self._api = HfApi(endpoint=self._endpoint, library_name="sft", library_version=VERSION)
 
     def resolve(self, repository: Repository, revision: str) -> tuple[str, list[HubFile]]:
-        """The commit that a revision names now, and the files of it.
+        """The commit that a revision names now, and its files.
 
-        Raises: ConfigError if there is no such repository or revision, or it is closed to us; PeerError if the hub
-        does not answer, or not as a hub.
+        Raises: ConfigError if there is no such repository or revision, or access is denied; PeerError if the hub does
+        not answer, or its answer is not that of a hub.
         """
         timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
@@ -115,9 +115,9 @@ class Hub:
             ) from error
 
     def download(self, repository: Repository, commit: str, file: HubFile, path: Path, count: Count) -> None:
-        """Bring one file to `path`, whole and checked, going on from what an earlier try left of it.
+        """Download one file to `path` and check its hash; a partial download of an earlier try is resumed.
 
-        Raises: DataError if its bytes are not the announced ones, PeerError if they do not come.
+        Raises: DataError if its hash is wrong, PeerError if the download fails.
         """
         part = file.part(path)
         url = hf_hub_url(repository.hub_id, file.path, repo_type="dataset", revision=commit, endpoint=self._endpoint)
@@ -128,23 +128,23 @@ class Hub:
             if found == file.digest:
                 with self._translated(repository, commit):
                     part.replace(path)
-                    # Without this a power cut after the lock is written may take the name away again.
+                    # Without this, a power cut after the lock is written may undo the rename.
                     sync_folder(path.parent)
                 return
             count(-size_of(part))
             part.unlink()
             if not began_with:
-                break  # only what an earlier run left may be blamed on it
+                break  # no earlier run left a part that could be the cause, so a second try is useless
         raise DataError(
             f"{file.path}: the hash is {found[:12]}…, expected {file.digest[:12]}…",
             on=str(repository),
-            hint="run it again; if it stays, something between here and the hub changes files",
+            hint="run it again; if it fails again, a proxy or mirror changes the files",
         )
 
     def _patiently(
         self, work: Callable[[], T], repository: Repository, revision: str, gained: Callable[[], int] = lambda: 0
     ) -> T:
-        """Do it again after a failure that may pass, unless too many in a row brought nothing."""
+        """Retry after transient errors, unless too many in a row made no progress."""
         num_failures, most = 0, gained()
         while True:
             try:
@@ -156,7 +156,7 @@ class Hub:
                     raise PeerError(
                         f"asked {num_failures} times in a row: {error}",
                         on=str(repository),
-                        hint=f"is {self._shown} reachable? the same command goes on where this one stopped",
+                        hint=f"is {self._shown} reachable? the same command continues where this one stopped",
                     ) from error
                 wait_s = max(self._retries.first_wait_s * 2 ** max(0, num_failures - 1), error.retry_after_s)
                 wait_s = min(wait_s, self._retries.longest_wait_s)
@@ -165,7 +165,7 @@ class Hub:
 
     @contextmanager
     def _translated(self, repository: Repository, revision: str) -> Iterator[None]:
-        """Tell the hub's errors in our words; URLs are left out, since they may carry signatures."""
+        """Raise the hub's errors as errors of sft; URLs are left out, since they may contain signatures."""
         on, page = str(repository), f"{self._shown}/datasets/{repository.hub_id}"
         log_in = "log in (hf auth login) or set HF_TOKEN"
         try:
@@ -201,7 +201,7 @@ class Hub:
 
 
 class _TransientError(Exception):
-    """A failure that may pass by itself."""
+    """A failure that may not occur again on a retry."""
 
     def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(text)
@@ -221,7 +221,7 @@ def _stream(url: str, part: Path, file: HubFile, count: Count) -> None:
     size = size_of(part)
     if size >= file.num_bytes and part.exists():
         return
-    # Compressed on the way, the bytes could be neither counted nor resumed.
+    # With a compressed transfer, the bytes could be neither counted nor resumed.
     headers = build_hf_headers(library_name="sft", library_version=VERSION) | {"Accept-Encoding": "identity"}
     if size:
         headers["Range"] = f"bytes={size}-"
@@ -237,7 +237,7 @@ def _stream(url: str, part: Path, file: HubFile, count: Count) -> None:
                 count(len(chunk))
                 size += len(chunk)
                 if size > file.num_bytes:
-                    break  # wrong already, and a sender without an end must not fill the disk
+                    break  # already too long: an endless response must not fill the disk
             stream.flush()
             os.fsync(stream.fileno())
     if size < file.num_bytes:

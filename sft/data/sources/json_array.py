@@ -1,4 +1,4 @@
-"""The items of a JSON array of any size, one at a time, by the standard library's decoder."""
+"""Read the items of a JSON array of any size, one at a time, with the standard library's decoder."""
 
 import io
 import json
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 CHUNK_CHARACTERS = 1 << 20
-"""How much text is held at a time, if no item is longer."""
+"""Text in memory at a time, if no item is longer."""
 LONGEST_CUT_CHARACTERS = 16
-"""More than a cut literal, number or escape can have, up to nearly all of `-Infinity`."""
+"""More than the length of a truncated literal, number or escape; the longest is `-Infinity` without its end."""
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
@@ -17,8 +17,8 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 def array_items(stream: IO[bytes], max_characters: int) -> Iterator[Any]:
     """The items of the array that a stream of UTF-8 holds.
 
-    Raises: ValueError if it is not one whole JSON array and nothing else, or an item has `max_characters` or more:
-    without a limit a missing quote would load the whole file.
+    Raises: ValueError if it is not exactly one complete JSON array, or an item has `max_characters` or more: without a
+    limit a missing quote would load the whole file.
     """
     window = _Window(io.TextIOWrapper(stream, encoding="utf-8-sig"), max_characters)
     window.take("[")
@@ -29,11 +29,11 @@ def array_items(stream: IO[bytes], max_characters: int) -> Iterator[Any]:
             yield window.value()
     window.take("]")
     if window.peek():
-        raise ValueError("text behind the end of the array")
+        raise ValueError("text after the end of the array")
 
 
 class _Window:
-    """A piece of a text, moved along as it is read."""
+    """The part of the text that is in memory."""
 
     def __init__(self, text: IO[str], max_characters: int) -> None:
         self._text, self._max_characters = text, max_characters
@@ -41,7 +41,7 @@ class _Window:
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """The next character that is not blank; nothing at the end."""
+        """The next character that is not blank; empty at the end."""
         while True:
             blanks = _BLANKS.match(self._piece, self._place)
             self._place = blanks.end() if blanks else self._place
@@ -55,7 +55,7 @@ class _Window:
         self._place += 1
 
     def value(self) -> Any:
-        """Any JSON value."""
+        """Read the next JSON value."""
         self.peek()
         while True:
             try:
@@ -65,18 +65,18 @@ class _Window:
                     place = error.pos - self._place
                     raise ValueError(f"{error.msg}, {place:,} characters into the item") from error
             else:
-                # What stops at the end of the piece may be the first half of a number.
+                # A value that ends at the end of the window may be the first part of a number.
                 if end < len(self._piece) or not self._grow():
                     self._place = end
                     return value
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether more text may heal the error: only that of an open string is told at its start, not at the cut."""
+        """Whether more text may resolve the error: an unterminated string is reported at its start, not at the cut."""
         at_cut = error.pos >= len(self._piece) - LONGEST_CUT_CHARACTERS
         return at_cut or error.msg.startswith("Unterminated string")
 
     def _grow(self) -> bool:
-        """Read on, forgetting what is behind; at least doubled, so that a long item is not decoded over and over."""
+        """Read more and discard what was read; the window doubles, so that a long item is not decoded many times."""
         kept = len(self._piece) - self._place
         if kept >= self._max_characters:
             raise ValueError(f"an item of {self._max_characters:,} characters or more")

@@ -1,6 +1,6 @@
-"""sources.lock.json: which commit of which repository the raw files are, and the hash of each file.
+"""sources.lock.json: the repository and commit of the raw files, and the hash of each file.
 
-`sft fetch` writes it and holds to it; a build refuses raw files that differ from it.
+`sft fetch` writes it and restores the files that it lists; a build refuses raw files that differ from it.
 """
 
 import json
@@ -20,8 +20,8 @@ LOCK = "sources.lock.json"
 SCHEMA_VERSION = 1
 MAX_SHOWN = 3
 HINT = (
-    "bring the locked files back with `sft fetch` and move others away; "
-    "if the change is meant, delete the source's entry in the lock"
+    "restore the locked files with `sft fetch` and move others away; "
+    "if the change is intended, delete the source's entry in the lock"
 )
 
 
@@ -36,7 +36,7 @@ class LockedFile:
 
 @dataclass(frozen=True)
 class LockedSource:
-    """What was asked of the hub for one source, and what that was at the time."""
+    """The repository, revision and patterns of one source, and the commit and files that they were resolved to."""
 
     hub_id: str
     revision: str
@@ -50,7 +50,7 @@ Lock = dict[str, LockedSource]
 
 
 def write_lock(sources_dir: Path, lock: Mapping[str, LockedSource]) -> None:
-    """Replace the lock of a folder of raw files; the same content is always the same bytes."""
+    """Replace the lock of a folder of raw files; equal content gives equal bytes."""
     sources = {name: asdict(source) for name, source in lock.items()}
     content = {"schema_version": SCHEMA_VERSION, "sources": sources}
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -80,8 +80,8 @@ def read_lock(sources_dir: Path) -> Lock:
 def require_locked(sources_dir: Path, files: Mapping[str, Sequence[SourceFile]]) -> None:
     """Make sure that the raw files of every locked source are the locked ones.
 
-    A source that the lock does not name passes, and so does a locked file that is there but that the recipe does not
-    look for.
+    A source that is not in the lock passes, and so does a locked file that exists but does not match the recipe's
+    patterns.
 
     Raises: DataError naming the files that are missing, changed, or not in the lock.
     """
@@ -95,12 +95,12 @@ def require_locked(sources_dir: Path, files: Mapping[str, Sequence[SourceFile]])
 
 
 def raw_name(source: str, path: str) -> str:
-    """The name below sources_dir of a file of a hub repository.
+    """The path below sources_dir of a file of a hub repository.
 
-    Raises: ValueError if the path would lead out of the source's folder.
+    Raises: ValueError if the path is not inside the source's folder.
     """
     if not path or "\\" in path or not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ValueError(f"{path!r} is no path inside a repository")
+        raise ValueError(f"{path!r} is not a path inside a repository")
     return f"{source}/{path}"
 
 

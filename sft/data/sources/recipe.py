@@ -1,4 +1,4 @@
-"""Mixture file + recipe folders → BuildConfig, and a recipe's convert function."""
+"""Load a mixture file and its recipe folders as a BuildConfig, and a recipe's convert function."""
 
 import difflib
 import functools
@@ -21,7 +21,7 @@ RECIPE, CONVERT = "recipe.yaml", "convert.py"
 
 
 def recipes_dir(mixture: Path) -> Path:
-    """The folder of the recipes that a mixture names: the one above its own or, if it holds none, sft's own."""
+    """The folder of a mixture's recipes: the parent of the mixture's folder or, if it holds none, sft's own recipes."""
     beside = mixture.resolve().parent.parent
     return beside if any(beside.glob(f"*/{RECIPE}")) else RECIPES
 
@@ -35,7 +35,7 @@ def load_mixture(mixture: Path, arguments: Sequence[str]) -> Resolved[BuildConfi
 
 
 def load_for_fetch(mixture: Path, arguments: Sequence[str]) -> Resolved[FetchConfig]:
-    """The same for `sft fetch`, which needs neither a tokenizer nor a place for shards."""
+    """The resolved config of `sft fetch`, which needs no tokenizer and no output folder."""
     return load(FetchConfig, _layers(mixture, arguments))
 
 
@@ -83,7 +83,7 @@ def load_converter(folder: Path, switches: Mapping[str, bool] | None = None) -> 
 
 
 def recipe_digests(folder: Path) -> dict[str, str]:
-    """The sha256 of the files that decide what a recipe makes of a row."""
+    """The sha256 of the files that determine how a recipe converts a row."""
     return {name: file_sha256(folder / name) for name in (RECIPE, CONVERT)}
 
 

@@ -1,4 +1,4 @@
-"""One raw row: from bytes to a mapping that a recipe can read. The only file that imports msgspec."""
+"""Parse one raw row to a mapping that a recipe can read. The only file that imports msgspec."""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from sft.chat.conversation import Drop, Reason
 from sft.data.sources.files import MAX_ROW_BYTES, RawRow
 
 EXCERPT_CHARACTERS = 200
-# Twice as fast as the standard library; what it takes at all, it reads as that does.
+# Twice as fast as the standard library, with equal results for every line that it accepts.
 _DECODE = msgspec.json.Decoder().decode
 
 
 def parse(raw: RawRow, max_bytes: int = MAX_ROW_BYTES) -> Mapping[str, Any] | Drop:
-    """A raw row as a mapping, or why it is none."""
+    """A raw row as a mapping, or a Drop with the reason why it cannot be parsed."""
     if isinstance(raw, bytes):
         too_large = len(raw) > max_bytes and len(raw.rstrip(b"\r\n")) > max_bytes
     else:
@@ -26,7 +26,7 @@ def parse(raw: RawRow, max_bytes: int = MAX_ROW_BYTES) -> Mapping[str, Any] | Dr
 
 
 def row_size(value: object) -> int:
-    """About how many bytes a row holds."""
+    """The approximate number of bytes of a row."""
     if isinstance(value, bytes | str):
         return len(value)
     if isinstance(value, dict):
@@ -53,7 +53,7 @@ def _parse_line(line: bytes) -> Mapping[str, Any] | Drop:
 
 
 def _parse_odd_line(line: bytes) -> Mapping[str, Any] | Drop:
-    """A line that msgspec refuses: the standard library takes a little more, and tells what is wrong with the rest."""
+    """Parse a line that msgspec rejects: the standard library accepts a little more and reports what is wrong."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -8,7 +8,7 @@ from sft.chat.encode import Encoded, Layout, encode
 from sft.chat.formats.base import ChatFormat
 from sft.chat.formats.stablelm import STABLELM
 from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
-from sft.chat.turns import Turns, marker_begins, read_turn_starts, read_turns, text_spans
+from sft.chat.turns import Turns, marker_starts, read_turn_starts, read_turns, text_spans
 from tests.support.plain_format import PLAIN
 
 TEXTS = ("Hi", "Yo.", "2?", "<|USER|> 3")
@@ -29,7 +29,7 @@ def test_the_texts_stand_between_the_markers(layout: Layout, chat_format: ChatFo
     spans = text_spans(document.ids, document.turn_starts, tokenizer)
     lead = chat_format.turn_lead
     assert tokenizer.decode([document.ids[a:b] for a, b in spans]) == ["Sys", *(lead + text for text in TEXTS)]
-    begins = marker_begins(document.turn_starts, tokenizer)
+    begins = marker_starts(document.turn_starts, tokenizer)
     markers = tokenizer.decode([document.ids[a:b] for a, b in zip(begins, document.turn_starts, strict=True)])
     openings = (chat_format.system, chat_format.first_user, chat_format.assistant, chat_format.next_user)
     assert markers == [marker.text for marker in (*openings, chat_format.assistant)]

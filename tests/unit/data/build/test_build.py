@@ -263,7 +263,7 @@ def test_a_folder_that_is_no_build_is_never_touched(left: str, raw: Any) -> None
     out = Path(raw.config().out)
     out.mkdir()
     (out / left).write_text("{}")
-    with pytest.raises(ConfigError, match="no whole build"):
+    with pytest.raises(ConfigError, match="is not a build"):
         built(raw)
     assert content(out) == {left: b"{}"}
 

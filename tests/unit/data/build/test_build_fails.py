@@ -217,7 +217,7 @@ def test_what_is_edited_before_a_worker_loads_it_stops_the_build(
         yield from original(*arguments)
 
     monkeypatch.setattr(build_module, "run_chunks", edit_before)
-    with pytest.raises(ConfigError, match="changed since the build began"):
+    with pytest.raises(ConfigError, match="changed since the build started"):
         built(
             raw,
             f"workers={workers}",

@@ -136,7 +136,7 @@ def test_a_unit_of_which_less_was_compared_than_is_asked_for_is_made_again(
 def test_what_the_disk_garbled_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pool, "_run", lambda _, path: path.write_bytes(b"garbled"))
     finished = pool._in_order(LazyExecutor(), ChunkFile.open, tmp_path, chunks(3), ahead=4)  # type: ignore[arg-type]
-    with pytest.raises(StorageError, match="chunk-0: reads back other than it was written"):
+    with pytest.raises(StorageError, match="chunk-0: differs from what was written"):
         next(finished)
 
 

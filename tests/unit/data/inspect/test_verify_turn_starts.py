@@ -1,4 +1,4 @@
-"""Where turns start is written down, and proven; older builds are read without it."""
+"""Turn starts are recorded and verified; older builds are read without it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_a_turn_that_starts_elsewhere_is_refused(place: int, make: Callable[...,
 
     folder = make()
     rewrite_turn_starts(folder, moved, SCHEMA_VERSION)
-    with pytest.raises(DataError, match=r"1 violations.*\n.*turns do not start where it was written down"):
+    with pytest.raises(DataError, match=r"1 violations.*\n.*turns do not start at the recorded places"):
         verify(folder)
 
 
@@ -54,7 +54,7 @@ def test_a_turn_start_that_is_missing_is_refused(make: Callable[..., Path]) -> N
     rewrite_turn_starts(
         folder, lambda turns: TurnStarts(turns.starts[:-1], np.minimum(turns.ends, turns.ends[-1] - 1)), SCHEMA_VERSION
     )
-    with pytest.raises(DataError, match="turns do not start where it was written down"):
+    with pytest.raises(DataError, match="turns do not start at the recorded places"):
         verify(folder)
 
 

@@ -369,7 +369,7 @@ def test_a_file_that_is_there_plain_and_compressed_is_refused(tmp_path: Path) ->
 def test_a_link_that_points_to_nothing_is_named(pattern: str, suffix: str, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_bytes(b"[]")
     (tmp_path / f"rows.json{suffix}").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match="points to nothing") as caught:
+    with pytest.raises(DataError, match="is a broken link") as caught:
         find_files(tmp_path, [pattern])
     assert f"rows.json{suffix}" in str(caught.value)
     assert "fetch" in str(caught.value)
