@@ -105,11 +105,11 @@ DAMAGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("size as a truth", change_file(bytes=True), "talks/a.jsonl: expected its bytes"),
     ("negative size", change_file(bytes=-1), "talks/a.jsonl: expected its bytes"),
     ("another source's folder", change_file(name="other/c.jsonl"), "'other/c.jsonl' is not below talks/"),
-    ("parent folder", change_file(name="talks/../../etc/passwd"), "no path inside"),
+    ("parent folder", change_file(name="talks/../../etc/passwd"), "not a path inside"),
     ("absolute path", change_file(name="/etc/passwd"), "is not below talks/"),
-    ("absolute behind the folder", change_file(name="talks//etc/passwd"), "no path inside"),
-    ("backslashes", change_file(name="talks/..\\evil"), "no path inside"),
-    ("line break", change_file(name="talks/a\nb"), "no path inside"),
+    ("absolute behind the folder", change_file(name="talks//etc/passwd"), "not a path inside"),
+    ("backslashes", change_file(name="talks/..\\evil"), "not a path inside"),
+    ("line break", change_file(name="talks/a\nb"), "not a path inside"),
 ]
 
 
