@@ -128,14 +128,24 @@ def made_with() -> dict[str, str]:
 
 
 def code_digest(package: Path) -> str:
-    """A hash of the code that determines the bytes, independent of its comments and formatting."""
+    """A hash of the code that determines the bytes, independent of its comments, docstrings and formatting."""
     files = sorted(path for pattern in _DECIDES_BYTES for path in package.glob(pattern))
-    code = (
-        f"{path.relative_to(package)} {ast.dump(ast.parse(path.read_bytes()))}\n"
-        for path in files
-        if path.name not in _ONLY_FETCHES
-    )
+    code = (f"{path.relative_to(package)} {_dump(path)}\n" for path in files if path.name not in _ONLY_FETCHES)
     return text_sha256("".join(code))
+
+
+def _dump(path: Path) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether a statement is only a text: a docstring, or the sentence below a field."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def published(out: Path, inputs: Inputs) -> Shards | None:

@@ -94,7 +94,7 @@ def test_the_code_of_a_viewer_decides_no_bytes(name: str, package: Path) -> None
 )
 def test_the_code_that_makes_the_bytes_counts_but_its_comments_do_not(name: str, package: Path) -> None:
     before, path = code_digest(package), package / name
-    path.write_text("# A comment.\n\n" + path.read_text() + "\n# Another one.\n")
+    path.write_text('"""Another docstring."""\n# A comment.\n\n' + path.read_text() + "\n# Another one.\n")
     assert code_digest(package) == before
     path.write_text(path.read_text() + "something = 'else'\n")
     assert code_digest(package) != before
