@@ -51,7 +51,14 @@ def packages(*folders: str) -> set[str]:
     names = {name for name in modules(*folders) if name not in sys.stdlib_module_names | ours}
     # The standard library's own home for what `backports` holds begins with Python 3.14.
     names -= {"compression"}
-    return {normal(item) for name in names for item in known.get(name, [NAMES_OF_MODULES.get(name, name)])}
+    return {item for name in names for item in _packages_of(name, known.get(name, [NAMES_OF_MODULES.get(name, name)]))}
+
+
+def _packages_of(name: str, found: list[str]) -> set[str]:
+    """The packages that a top-level name may come from: of several that share it, those that we declare."""
+    items = {normal(item) for item in found}
+    assert items, name
+    return items & REQUIRED.union(*EXTRAS.values()) or items
 
 
 def test_what_runs_imports_what_is_declared() -> None:
