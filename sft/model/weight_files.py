@@ -1,6 +1,6 @@
-"""Tensors in safetensors files, whole or in pieces; only the requested elements are read.
+"""Tensors in safetensors files, whole or in slices; only the requested elements are read.
 
-A tensor is stored under its own name, or in pieces under `NAME@START`: the flattened tensor's elements from START on.
+A tensor is stored under its own name, or in slices under `NAME@START`: the flattened tensor's elements from START on.
 So several processes may each write their share, and any other number of them read it. Only safetensors are opened:
 an untrusted pickle can run code.
 """
@@ -41,7 +41,7 @@ class _Place:
         return self.start + prod(self.shape)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """The elements of the whole tensor from start to stop, which must lie in this piece."""
+        """The elements of the whole tensor from start to stop, which must lie in this slice."""
         row = prod(self.shape[1:])
         first, last = (start - self.start) // row, -(-(stop - self.start) // row)
         with safe_open(self.file, framework="pt", device="cpu") as stream:
@@ -109,7 +109,7 @@ class StoredTensors(Mapping[str, Tensor]):
                 yield f"{stored} holds {number_format} numbers, expected floating point"
 
     def _gaps(self, name: str, places: list[_Place]) -> Iterator[str]:
-        """Every reason why these pieces are not exactly the whole tensor; sorts them."""
+        """Every reason why these slices are not exactly the whole tensor; sorts them."""
         if not places:
             yield f"{name} is missing"
             return

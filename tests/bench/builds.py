@@ -29,7 +29,7 @@ def prepare_build(mixture: Path, settings: list[str], out: Path) -> Job:
 
 @contextmanager
 def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Note how long a stage of the build takes; what they leave of the whole is making the units."""
+    """Note how long a stage of the build takes; what they leave of the whole is making the chunks."""
     function = getattr(sft.data.build.build, stage)
 
     def timed(*arguments: Any) -> Any:

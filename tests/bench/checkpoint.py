@@ -47,25 +47,25 @@ def make_engine(shape: ModelConfig) -> TorchEngine:
 
 
 class Ours:
-    """Our saver, waited for at once or not."""
+    """Our writer, waited for at once or not."""
 
     def __init__(self, shape: ModelConfig, folder: Path, *, waits: bool) -> None:
-        self._saver, self._waits = AsyncWriter(folder, SINGLE, shape), waits
+        self._writer, self._waits = AsyncWriter(folder, SINGLE, shape), waits
 
     def begin(self, engine: TorchEngine, step: int) -> float:
         started_s = time.perf_counter()
-        self._saver.begin(step, 0, engine.slices(), lambda _: [])
+        self._writer.begin(step, 0, engine.slices(), lambda _: [])
         if self._waits:
             self.end()
         return time.perf_counter() - started_s
 
     def before_update(self) -> None:
-        self._saver.before_update()
+        self._writer.before_update()
 
     def end(self) -> None:
-        self._saver.wait()
-        if self._saver.status:
-            self._saver.publish()
+        self._writer.wait()
+        if self._writer.status:
+            self._writer.publish()
 
 
 class Theirs:
@@ -76,7 +76,7 @@ class Theirs:
 
     def begin(self, engine: TorchEngine, step: int) -> float:
         started_s = time.perf_counter()
-        state = {f"{piece.name}.{piece.kind}": piece.tensor for piece in engine.slices()}
+        state = {f"{part.name}.{part.kind}": part.tensor for part in engine.slices()}
         self._saving = dcp.async_save(state, checkpoint_id=str(self._folder / f"dcp-{step}"))
         return time.perf_counter() - started_s
 

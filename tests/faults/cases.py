@@ -126,7 +126,7 @@ DISK = (
     Case("H6", "folder visible late on another node", "P3", ranks.seen_late, S, 1, 10, "d", needs=TWO),
     absent("H7", "staging on another file system", "c", "staging is a sibling by construction, no setting names it"),
     Case("H8", "two jobs on one run folder", "P10", disk.two_jobs, refuse(74), 1, 20),
-    Case("H9", "lock of a dead job, of a living one", "P10", disk.leases, ("S", "R 74"), 2, 10),
+    Case("H9", "lock of a dead job, of a living one", "P10", disk.locks, ("S", "R 74"), 2, 10),
     Case("H10", "wall clock jumps by a day", "P11", disk.jumping_clock, S, 2, 10),
     Case("H11", "file times contradict the steps", "P2", disk.contradicting_times, S, 1, 3),
 )

@@ -56,13 +56,12 @@ def unstaged(_original: Any, final: Path) -> Iterator[Path]:
 
 def unstaged_checkpoints() -> None:
     """Write checkpoints under their final names from the start."""
-    import sft.train.checkpoint.async_writer as save
-    import sft.train.checkpoint.store as checkpoint
+    from sft.train.checkpoint import async_writer, store
 
-    for module in (checkpoint, save):
+    for module in (store, async_writer):
         module.staging_path = lambda final: final  # type: ignore[attr-defined]
     kept = types.SimpleNamespace(rmtree=lambda *_, **__: None, disk_usage=shutil.disk_usage)
-    checkpoint.shutil = kept  # type: ignore[attr-defined]
+    store.shutil = kept  # type: ignore[attr-defined]
 
 
 def retire_in_place(_original: Any, checkpoints: Path, config: Any) -> None:
@@ -92,9 +91,9 @@ def one_step_ahead(original: Any, folder: Path) -> Any:
 
 def blind_to_nan() -> None:
     """Call every loss and gradient finite."""
-    import sft.train.engine.native as engine
+    from sft.train.engine import native
 
-    engine.math = types.SimpleNamespace(isfinite=lambda _number: True, sqrt=math.sqrt)  # type: ignore[attr-defined]
+    native.math = types.SimpleNamespace(isfinite=lambda _number: True, sqrt=math.sqrt)  # type: ignore[attr-defined]
 
 
 def zero_moments() -> None:

@@ -56,11 +56,11 @@ def _kill_in_save(step: int) -> None:
     """Die when the tensors of that step's checkpoint are written, and nothing else."""
     original = async_writer.write_slices
 
-    def write_slices(pieces: Any, shape: Any, folder: Path, *place: int) -> Any:
-        original(pieces, shape, folder, *place)
+    def write_slices(slices: Any, shape: Any, folder: Path, *place: int) -> Any:
+        original(slices, shape, folder, *place)
         if folder.name.endswith(f"{step:08d}"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(pieces, shape, folder, *place)
+        return original(slices, shape, folder, *place)
 
     async_writer.write_slices = write_slices  # type: ignore[assignment]
 

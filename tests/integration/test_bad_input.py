@@ -24,8 +24,8 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
-# Beside the raw files a build that fails on its rows leaves its finished units, for the next one.
-UNITS = [".shards.work"]
+# Beside the raw files a build that fails on its rows leaves its finished chunks, for the next one.
+CHUNKS = [".shards.work"]
 # name, what is put into sources_dir, exit code, what is left, what the message must say
 BAD_SOURCES: list[tuple[str, Callable[[Path], object], int, list[str], list[str]]] = [
     ("missing file", lambda _: None, 65, [], ["no file for alpaca", "sources.alpaca.enabled=false"]),
@@ -33,35 +33,35 @@ BAD_SOURCES: list[tuple[str, Callable[[Path], object], int, list[str], list[str]
         "wrong schema",
         write("alpaca.jsonl", lines([{"question": "a", "reply": "b"}] * 5)),
         65,
-        UNITS,
+        CHUNKS,
         ["alpaca.jsonl, row 0: wrong_schema", "question", "max_damaged_share"],
     ),
     (
         "truncated gzip",
         write("alpaca.jsonl.gz", gzip.compress(lines(GOOD_ROWS * 50))[:-200]),
         65,
-        UNITS,
+        CHUNKS,
         ["alpaca.jsonl.gz", "damaged or cut short", "download it again"],
     ),
     (
         "truncated JSON array",
         write("alpaca.json", json.dumps(GOOD_ROWS).encode()[:-30]),
         65,
-        UNITS,
+        CHUNKS,
         ["alpaca.json", "damaged or cut short after row 38"],
     ),
     (
         "invalid UTF-8",
         write("alpaca.jsonl", lines(GOOD_ROWS) + b'{"instruction": "caf\xe9", "input": "", "output": "x"}\n'),
         65,
-        UNITS,
+        CHUNKS,
         ["alpaca.jsonl, row 40: invalid_utf8", "1 of 41 rows are unreadable"],
     ),
     (
         "broken JSON line",
         write("alpaca.jsonl", lines(GOOD_ROWS) + b'{"instruction": "half a\n'),
         65,
-        UNITS,
+        CHUNKS,
         ["row 40: invalid_json"],
     ),
     (
@@ -72,26 +72,26 @@ BAD_SOURCES: list[tuple[str, Callable[[Path], object], int, list[str], list[str]
         ["alpaca.jsonl", "Git LFS pointer", "git lfs pull"],
     ),
     ("empty file", write("alpaca.jsonl", b""), 65, [], ["alpaca.jsonl", "the file is empty"]),
-    ("no row in the file", write("alpaca.json", b"[]"), 65, UNITS, ["source alpaca is empty"]),
+    ("no row in the file", write("alpaca.json", b"[]"), 65, CHUNKS, ["source alpaca is empty"]),
     (
         "every row dropped",
         write("alpaca.jsonl", lines([{"instruction": "Say it.", "input": "", "output": " "}] * 9)),
         65,
-        UNITS,
+        CHUNKS,
         ["source alpaca: every row was dropped", "empty_assistant 9"],
     ),
     (
         "too many rows dropped",
         write("alpaca.jsonl", lines([*GOOD_ROWS, *[{"instruction": "Say it.", "input": "", "output": ""}] * 20])),
         65,
-        UNITS,
+        CHUNKS,
         ["20 of 60 rows were dropped", "empty_assistant 20", "max_drop_share"],
     ),
     (
         "not parquet",
         write("alpaca.parquet", b"PAR1 but not really"),
         65,
-        UNITS,
+        CHUNKS,
         ["alpaca.parquet", "damaged or cut short"],
     ),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sft.data.build.build import Part, build_part
-from tests.integration.many_units import EVERY_ROW, UNITS, Bench, content, finished, leftovers, rows, write_bench
+from tests.integration.many_chunks import EVERY_ROW, NUM_CHUNKS, Bench, content, finished, leftovers, rows, write_bench
 
 NUM_PARTS = 3
 
@@ -22,14 +22,14 @@ def test_parts_made_at_once_are_merged_to_the_same_bytes(bench: Bench) -> None:
     parts = [bench.start(out, "--part", f"{number}/{NUM_PARTS}") for number in range(1, NUM_PARTS + 1)]
     said = [part.communicate(timeout=60)[0].decode() for part in parts]
     assert [part.returncode for part in parts] == [0] * NUM_PARTS
-    counts = [len(range(number, UNITS, NUM_PARTS)) for number in range(NUM_PARTS)]
+    counts = [len(range(number, NUM_CHUNKS, NUM_PARTS)) for number in range(NUM_PARTS)]
     for number, text in enumerate(said):
         assert f"part {number + 1}/{NUM_PARTS}: chunks done: {counts[number]};" in text
     # Every chunk was made, each by one part only.
     assert rows(log) == EVERY_ROW
     assert not out.exists()
     before = finished(out)
-    assert len(before) == UNITS
+    assert len(before) == NUM_CHUNKS
     log = bench.plan("merge")
     assert bench.finish(out, "workers=2")[0] == 0
     assert not rows(log)
@@ -44,7 +44,7 @@ def test_a_part_makes_its_own_units_only_and_the_build_the_rest(number: int, ben
     log = bench.plan("part")
     count = build_part(config, bench.recipes, Part(number, NUM_PARTS))
     made = finished(out)
-    assert count == len(made) == len(range(number - 1, UNITS, NUM_PARTS))
+    assert count == len(made) == len(range(number - 1, NUM_CHUNKS, NUM_PARTS))
     again = bench.plan("again")
     assert build_part(config, bench.recipes, Part(number, NUM_PARTS)) == count
     assert not rows(again)

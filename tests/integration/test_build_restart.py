@@ -13,11 +13,11 @@ import pytest
 
 from sft.data.build import build as build_module
 from sft.data.build.chunk import ChunkFile
-from tests.integration.many_units import (
+from tests.integration.many_chunks import (
     BETA,
+    NUM_CHUNKS,
     ROOT,
     ROWS_PER_FILE,
-    UNITS,
     Bench,
     alpha,
     content,
@@ -142,7 +142,7 @@ def unpublished(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Path:
     with pytest.raises(StoppedError):
         bench.build(out)
     monkeypatch.undo()
-    assert len(finished(out)) == UNITS
+    assert len(finished(out)) == NUM_CHUNKS
     return out
 
 

@@ -1,6 +1,6 @@
 """Weights and moments of a checkpoint on disk: the same for every engine and any number of processes.
 
-One process writes a Hugging Face folder and optimizer.safetensors; of several, each writes its pieces into files of
+One process writes a Hugging Face folder and optimizer.safetensors; of several, each writes its slices into files of
 its own. Moments are stored as `PARAMETER.exp_avg` and `PARAMETER.exp_avg_sq`.
 """
 

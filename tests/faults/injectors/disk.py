@@ -242,7 +242,7 @@ def two_jobs(bench: Bench) -> str:
     return ending
 
 
-def leases(bench: Bench) -> str:
+def locks(bench: Bench) -> str:
     """The lock of a dead job is taken over, that of a living one is not."""
     config = bench.finished()
     lock = Path(config.out) / ".lock"

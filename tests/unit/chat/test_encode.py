@@ -1,4 +1,4 @@
-"""Conversation to tokens: the layouts are written out by hand in tests/golden/template/."""
+"""Conversation to tokens: the layouts are written out by hand in tests/golden/encode/."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from sft.chat.encode import Encoded, Layout, encode, encode_prompt
 from sft.chat.formats.stablelm import CARD_SYSTEM_PROMPT
 from sft.chat.tokenizer import ChatTokenizer
 
-GOLDEN = sorted((Path(__file__).parents[2] / "golden" / "template").glob("*.txt"))
+GOLDEN = sorted((Path(__file__).parents[2] / "golden" / "encode").glob("*.txt"))
 
 
 def conversation(*texts: str) -> Conversation:

@@ -285,11 +285,11 @@ def test_full_disk_costs_a_checkpoint_but_not_the_run(
     assert "step 4 was not saved, training continues" in caplog.text
 
 
-@pytest.mark.parametrize(("save_every_steps", "last_step"), [(2, 6), (100, 12)], ids=["third in a row", "at the end"])
+@pytest.mark.parametrize(("every_steps", "last_step"), [(2, 6), (100, 12)], ids=["third in a row", "at the end"])
 def test_disk_that_stays_full_ends_the_run(
-    save_every_steps: int, last_step: int, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    every_steps: int, last_step: int, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(checkpoint__every_steps=save_every_steps)
+    config = tiny_config(checkpoint__every_steps=every_steps)
     full_disk(monkeypatch, lambda: True)
     with pytest.raises(StorageError, match="a checkpoint needs") as error:
         train(config)

@@ -11,14 +11,13 @@ import pytest
 from sft.chat import fast_tokenizer
 from sft.chat.tokenizer import ChatTokenizer, train_tokenizer
 from sft.config.data import BuildConfig, SourceConfig
-from sft.data.build import fingerprint as inputs_module
-from sft.data.build import writer
+from sft.data.build import fingerprint, writer
 from sft.data.build.build import build, collect_inputs
 from sft.data.build.chunk import Chunk, ChunkResult, write_chunk
 from sft.data.build.fingerprint import Inputs
 from sft.data.build.worker import Ingredients, Worker
 
-OF_CHUNKS = {BuildConfig: inputs_module._SETTINGS_OF_CHUNKS, SourceConfig: inputs_module._SOURCE_OF_CHUNKS}
+OF_CHUNKS = {BuildConfig: fingerprint._SETTINGS_OF_CHUNKS, SourceConfig: fingerprint._SOURCE_OF_CHUNKS}
 BY_HASH = {"tokenizer", "evaluation_files"}
 """Settings that a digest knows by what the files hold."""
 OF_HEADER = {"tokenizer_backend", "tokenizer_check_share"}

@@ -22,7 +22,7 @@ from tests.support.ranks import run_ranks
 SHAPE = ModelConfig(vocab_size=8, hidden_size=4, num_layers=1, num_heads=1, intermediate_size=4, rotary_pct=0.5)
 
 
-def pieces_of(weights: dict[str, torch.Tensor]) -> list[TensorSlice]:
+def slices_of(weights: dict[str, torch.Tensor]) -> list[TensorSlice]:
     return [TensorSlice("weight", name, 0, tensor, is_whole=True) for name, tensor in weights.items()]
 
 
@@ -39,16 +39,16 @@ def write_rest(folder: Path) -> list[Path]:
 def test_a_checkpoint_holds_the_weights_of_the_moment_that_it_was_begun(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
-    assert saver.status == IDLE
-    saver.begin(7, 0, pieces_of(weights), write_rest)
-    saver.before_update()
+    writer = AsyncWriter(tmp_path, SINGLE, SHAPE)
+    assert writer.status == IDLE
+    writer.begin(7, 0, slices_of(weights), write_rest)
+    writer.before_update()
     for tensor in weights.values():
         tensor.fill_(1.0)  # the next step
-    saver.wait()
-    assert saver.status == WRITTEN
-    assert saver.publish() == 7
-    assert saver.status == IDLE
+    writer.wait()
+    assert writer.status == WRITTEN
+    assert writer.publish() == 7
+    assert writer.status == IDLE
     (folder,) = published(tmp_path)
     assert not list(damage(folder))
     assert not any(tensor.any() for tensor in load_file(folder / "model.safetensors").values())
@@ -65,14 +65,14 @@ def test_an_update_waits_for_the_copy_but_not_for_the_disk(
         return original(*arguments)
 
     monkeypatch.setattr(async_writer, "write_slices", slow)
-    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
-    saver.begin(7, 0, pieces_of(weights), write_rest)
-    saver.before_update()
-    assert saver.status == BUSY
+    writer = AsyncWriter(tmp_path, SINGLE, SHAPE)
+    writer.begin(7, 0, slices_of(weights), write_rest)
+    writer.before_update()
+    assert writer.status == BUSY
     assert not published(tmp_path)
     disk.set()
-    saver.wait()
-    saver.publish()
+    writer.wait()
+    writer.publish()
     assert checkpoint_path(tmp_path, 7).is_dir()
 
 
@@ -83,14 +83,14 @@ def test_a_failed_write_names_the_checkpoint_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(async_writer, "write_slices", refuse)
-    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
-    saver.begin(7, 0, pieces_of(weights), write_rest)
-    saver.before_update()  # does not hang
-    saver.wait()
+    writer = AsyncWriter(tmp_path, SINGLE, SHAPE)
+    writer.begin(7, 0, slices_of(weights), write_rest)
+    writer.before_update()  # does not hang
+    writer.wait()
     with pytest.raises(StorageError, match=r"step-00000007: cannot be written: .*No space left"):
-        saver.publish()
+        writer.publish()
     assert not list(tmp_path.iterdir())
-    assert saver.status == IDLE
+    assert writer.status == IDLE
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -101,11 +101,11 @@ def test_a_writer_that_dies_of_anything_publishes_nothing(
         raise MemoryError
 
     monkeypatch.setattr(async_writer, "write_slices", die)
-    saver = AsyncWriter(tmp_path, SINGLE, SHAPE)
-    saver.begin(7, 0, pieces_of(weights), write_rest)
-    saver.wait()
+    writer = AsyncWriter(tmp_path, SINGLE, SHAPE)
+    writer.begin(7, 0, slices_of(weights), write_rest)
+    writer.wait()
     with pytest.raises(StorageError, match="its writer ended early"):
-        saver.publish()
+        writer.publish()
     assert not list(tmp_path.iterdir())
 
 
@@ -117,11 +117,11 @@ def save_in_parts(ranks: RankGroup, checkpoints: str, failing: int | None) -> An
         async_writer.write_slices = refuse
     parameter = torch.arange(10.0)
     mine = TensorSlice("weight", "w", 5 * ranks.rank, parameter[5 * ranks.rank :][:5], is_whole=False)
-    saver = AsyncWriter(Path(checkpoints), ranks, SHAPE)
-    saver.begin(3, 0, [mine], write_rest)
-    saver.wait()
+    writer = AsyncWriter(Path(checkpoints), ranks, SHAPE)
+    writer.begin(3, 0, [mine], write_rest)
+    writer.wait()
     try:
-        saver.publish()
+        writer.publish()
     except StorageError as error:
         return str(error)
     return "published"

@@ -160,7 +160,7 @@ def spoil(ranks: RankGroup, config: TrainConfig, shards_folder: str, where: str)
     shards = Shards.open(Path(shards_folder))
     engine = make_engine(config, shards, ranks.size)
     take_steps(ranks, engine, config, shards, range(2))
-    before = {(piece.kind, piece.name): piece.tensor.clone() for piece in engine.slices()}
+    before = {(part.kind, part.name): part.tensor.clone() for part in engine.slices()}
     original = engine._objective.forward
     if ranks.rank == 1:
         if where == "loss":
@@ -170,7 +170,7 @@ def spoil(ranks: RankGroup, config: TrainConfig, shards_folder: str, where: str)
         else:
             engine.model.register_forward_hook(spoil_gradient)
     (loss,) = take_steps(ranks, engine, config, shards, range(2, 3))
-    same = all(torch.equal(piece.tensor, before[piece.kind, piece.name]) for piece in engine.slices())
+    same = all(torch.equal(part.tensor, before[part.kind, part.name]) for part in engine.slices())
     return [same, math.isfinite(loss), engine.state()["num_updates"]]
 
 

@@ -225,7 +225,7 @@ def test_adapters_are_trained_and_saved_and_nothing_else_moves(tiny_config: Make
         engine.step(1e-3)
     moved = {name for name, tensor in weights(engine).items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if is_adapter(name)}
-    pieces = list(engine.slices())
-    assert {piece.name for piece in pieces if piece.kind == "weight"} == before.keys()
-    assert {piece.name for piece in pieces if piece.kind == "exp_avg"} == moved
-    assert engine.checkpoint_bytes == sum(piece.tensor.nbytes for piece in pieces)
+    slices = list(engine.slices())
+    assert {part.name for part in slices if part.kind == "weight"} == before.keys()
+    assert {part.name for part in slices if part.kind == "exp_avg"} == moved
+    assert engine.checkpoint_bytes == sum(part.tensor.nbytes for part in slices)

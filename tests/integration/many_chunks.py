@@ -42,7 +42,7 @@ def convert(row):
 '''
 NUM_FILES, ROWS_PER_FILE, ROWS_OF_LARGE_FILE = 12, 50, 2050
 FILES = "sources.alpha.files=[alpha*.jsonl]"
-UNITS = NUM_FILES + 2
+NUM_CHUNKS = NUM_FILES + 2
 """Every file of alpha is a chunk; beta's file is cut behind 2000 rows."""
 
 
