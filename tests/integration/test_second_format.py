@@ -25,6 +25,7 @@ from sft.data.inspect.verify import verify
 from sft.data.report.pack_browser import BORDER, PackTexts
 from sft.data.shards import Shards
 from sft.data.sources.recipe import load_mixture
+from sft.errors import DataError
 from sft.export.chat_template import verify_template
 from sft.inference import answer as module
 from sft.inference.answer import answer
@@ -178,6 +179,8 @@ def test_the_chat_template_spells_the_training_text(plain: ChatTokenizer) -> Non
         return ids
 
     verify_template(render, "A talk.", plain)
+    with pytest.raises(DataError):
+        verify_template(lambda messages, ask: render(messages, ask)[:-1], "A talk.", plain)
 
 
 def test_a_prompt_ends_where_the_answer_begins(plain: ChatTokenizer) -> None:

@@ -107,7 +107,10 @@ def test_a_setting_that_holds_a_secret_is_refused_without_showing_it(values: dic
 def test_ordinary_settings_are_not_taken_for_secrets() -> None:
     values = {"end_token": "false", "tokenizer": "/models/base/tokenizer.json", "system": "Say your token: a word."}
     revision = {"revision": "0123456789abcdef0123456789abcdef01234567"}
-    refuse_secrets([("file", {**values, "sources": {"dolly": revision}})], {})
+    layers = [("file", {**values, "sources": {"dolly": revision}})]
+    refuse_secrets(layers, {})
+    with pytest.raises(ConfigError, match=r"sources\.dolly\.revision in file"):  # the same text, if it is a secret here
+        refuse_secrets(layers, {"SOME_TOKEN": revision["revision"]})
 
 
 def test_every_config_and_recipe_of_ours_is_free_of_them() -> None:

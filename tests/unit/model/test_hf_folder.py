@@ -109,8 +109,10 @@ def test_tables_stored_by_older_writers_are_ignored(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     for name in ("bias", "masked_bias", "rotary_emb.inv_freq"):
         tensors[f"gpt_neox.layers.0.attention.{name}"] = torch.zeros(3)
+    before = loaded(folder).state_dict()
     save_file(tensors, folder / WEIGHTS)
-    loaded(folder)
+    after = loaded(folder).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_equal_weights_give_equal_bytes(model: NeoX, tmp_path: Path) -> None:

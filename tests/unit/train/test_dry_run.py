@@ -1,7 +1,9 @@
 """A dry run tells what a run will need, and leaves nothing behind."""
 
+import io
 import re
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from sft.config.train import TrainConfig
 from sft.data.batches.batch import Batch
 from sft.data.shards import Shards
 from sft.errors import ConfigError, NumericsError, PeerError
+from sft.train.distributed.world import World
 from sft.train.dry_run import dry_run
 from sft.train.engine.native import TorchEngine
 from tests.support.ranks import finished, fork_ranks
@@ -56,7 +59,16 @@ def test_it_takes_the_packs_that_cost_most(
 
 def test_several_processes_try_together(tiny_config: MakeConfig) -> None:
     config = tiny_config()
-    finished(fork_ranks(2, lambda world, place: dry_run(config, world=world, environ={}, meeting_place=place)))
+
+    def printed(world: World, place: str) -> str:
+        with redirect_stdout(io.StringIO()) as said:
+            dry_run(config, world=world, environ={}, meeting_place=place)
+        return said.getvalue()
+
+    first, second = finished(fork_ranks(2, printed))
+    assert re.search(r"one step on the largest packs: loss \d+\.\d+, ", first)
+    assert second == ""
+    assert not Path(config.out).exists()
 
 
 def test_a_run_that_does_not_fit_is_told_what_to_change(

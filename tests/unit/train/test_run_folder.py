@@ -98,8 +98,7 @@ def test_every_fixed_field_is_part_of_the_identity(ident: Identity) -> None:
 def test_sequences_compare_equal_after_a_round_trip(tiny_config: MakeConfig, ident: Identity) -> None:
     config = tiny_config(optimizer=OptimizerConfig(betas=(0.9, 0.95)))
     changed = ident | {"optimizer.betas": list(config.optimizer.betas)}
-    enter(config, changed)
-    enter(config, changed)
+    assert enter(config, changed) == enter(config, changed)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "notes.txt"])

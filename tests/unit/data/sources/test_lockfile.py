@@ -133,8 +133,12 @@ def test_what_is_no_lock_is_refused_by_name(text: str, raw: Path) -> None:
 # ------------------------------------------------------------------------------------------------ holding a build to it
 
 
-def test_the_locked_files_pass(raw: Path) -> None:
+def test_the_locked_files_pass_and_no_other_bytes_of_the_same_size_do(raw: Path) -> None:
     require_locked(raw, found(raw))
+    path = raw / "other/c.jsonl"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(DataError, match=r"other/c\.jsonl"):
+        require_locked(raw, found(raw))
 
 
 def test_a_changed_file_is_shown_with_both_hashes(raw: Path) -> None:
@@ -178,14 +182,23 @@ def test_many_differences_are_counted_not_listed(raw: Path) -> None:
 def test_a_locked_file_that_the_recipe_does_not_look_for_passes(raw: Path) -> None:
     files = found(raw)
     require_locked(raw, {**files, "talks": files["talks"][:1]})
+    (raw / files["talks"][1].name).unlink()
+    with pytest.raises(DataError, match=f"{files['talks'][1].name} is missing"):
+        require_locked(raw, {**files, "talks": files["talks"][:1]})
 
 
 def test_a_source_that_the_lock_does_not_name_passes(raw: Path) -> None:
-    write_lock(raw, {"other": lock_of(raw)["other"]})
+    both = lock_of(raw)
+    write_lock(raw, {"other": both["other"]})
     (raw / "talks/a.jsonl").write_bytes(b"whatever\n")
     require_locked(raw, found(raw))
+    write_lock(raw, both)
+    with pytest.raises(DataError, match=r"talks/a\.jsonl"):
+        require_locked(raw, found(raw))
 
 
 def test_a_locked_source_that_is_not_built_is_not_looked_at(raw: Path) -> None:
     (raw / "talks/a.jsonl").unlink()
     require_locked(raw, {"other": found(raw)["other"]})
+    with pytest.raises(DataError, match=r"talks/a\.jsonl is missing"):
+        require_locked(raw, found(raw))

@@ -97,6 +97,7 @@ def test_training_works_after_generating(model: NeoX, input_ids_T: Tensor) -> No
     with torch.inference_mode():
         our_logits(model, input_ids_T)
     our_logits(model, input_ids_T).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -56,6 +56,7 @@ def test_copies_that_are_equal_and_shares_that_differ_are_saved(stage: int | Non
         changes = {"engine": "deepspeed", "deepspeed": DeepSpeedConfig(zero_stage=stage)}
     config = tiny_config(max_steps=2, health__numerics_gate=False, **changes)
     finished(fork_ranks(2, lambda world, place: train(config, world=world, environ={}, meeting_place=place)))
+    assert [path.name for path in (Path(config.out) / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_every_bit_counts() -> None:
