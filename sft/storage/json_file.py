@@ -1,7 +1,7 @@
-"""Read JSON files; an error names the file and says why it cannot be read."""
+"""Read JSON files, where an error names the file and says why it cannot be read, and compare JSON values."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,3 +34,19 @@ def readable(
 def _reason(error: Exception) -> str:
     """The reason as text; the text of a KeyError is only the key."""
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def flat(values: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a mapping itself, by its path."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, separator, f"{prefix}{name}{separator}")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of every entry that differs; None where there is none."""
+    for name in [*one, *(name for name in other if name not in one)]:
+        if one.get(name) != other.get(name):
+            yield name, one.get(name), other.get(name)

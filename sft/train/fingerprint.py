@@ -7,6 +7,7 @@ from typing import Any
 
 from sft.config.train import TrainConfig
 from sft.data.shards import Shards
+from sft.storage.json_file import unequal
 
 Identity = dict[str, Any]
 """Setting or input by its dotted name; JSON values only."""
@@ -25,11 +26,7 @@ def identity(config: TrainConfig, shards: Shards) -> Identity:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each entry that differs, with both values; `before` may use earlier names of settings."""
     before = {TrainConfig.FORMERLY.get(name, name): value for name, value in before.items()}
-    return [
-        f"{name}: was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
+    return sorted(f"{name}: was {was!r}, now {is_now!r}" for name, was, is_now in unequal(before, now))
 
 
 def _fixed_settings(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sft.data.documents import DocumentTable
 from sft.data.manifest import BuildManifest, SourceFacts
 from sft.data.shards import Shards
+from sft.storage.json_file import flat, unequal
 
 Rows = NDArray[np.int64]
 LEFT_OUT, NOT_READ = "left_out", "not_read"
@@ -251,36 +252,23 @@ def _reasons(keys: NDArray[np.uint64], otherwise: str, records: dict[int, dict[s
 def _changes(a: BuildManifest, b: BuildManifest) -> Iterator[tuple[str, Any, Any]]:
     """Settings and inputs that differ; equal differences of several sources are reported once."""
     plain_a, plain_b = (
-        {k: v for part in _SETTINGS for k, v in _flat(part, values[part])} for values in (a.to_json(), b.to_json())
+        dict(flat({part: values[part] for part in _SETTINGS}, ".")) for values in (a.to_json(), b.to_json())
     )
-    for name in [*plain_a, *(name for name in plain_b if name not in plain_a)]:
-        if plain_a.get(name) != plain_b.get(name):
-            yield name.removeprefix("settings."), plain_a.get(name), plain_b.get(name)
+    yield from ((name.removeprefix("settings."), *both) for name, *both in unequal(plain_a, plain_b))
     sources_a, sources_b = a.sources, b.sources
     for name in [*sources_a, *sources_b]:
         if (name in sources_a) != (name in sources_b):
             one, other = ("present" if name in side else "absent" for side in (sources_a, sources_b))
             yield f"sources.{name}", one, other
-    grouped: dict[str, tuple[list[str], str, tuple[Any, Any]]] = {}
+    grouped: dict[str, tuple[list[str], str, list[Any]]] = {}
     for source in (name for name in sources_a if name in sources_b):
         mine_a, mine_b = (dict(_source_settings(side[source])) for side in (sources_a, sources_b))
-        for name in [*mine_a, *(name for name in mine_b if name not in mine_a)]:
-            if mine_a.get(name) != mine_b.get(name):
-                values = mine_a.get(name), mine_b.get(name)
-                grouped.setdefault(repr((name, values)), ([], name, values))[0].append(source)
+        for name, *values in unequal(mine_a, mine_b):
+            grouped.setdefault(repr((name, values)), ([], name, values))[0].append(source)
     for names, name, (one, other) in grouped.values():
         yield f"sources.{','.join(names)}.{name}", one, other
 
 
 def _source_settings(facts: SourceFacts) -> Iterator[tuple[str, Any]]:
-    for name, value in {**facts.settings, "recipe": facts.recipe}.items():
-        yield from _flat(name, value)
+    yield from flat({**facts.settings, "recipe": facts.recipe}, ".")
     yield "raw_files", [f"{file.name} {file.sha256[:12]}" for file in facts.raw_files]
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(f"{name}.{key}", item)
-    else:
-        yield name, value

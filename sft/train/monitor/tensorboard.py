@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import ConfigError
-from sft.train.monitor.records import Record, flat
+from sft.storage.json_file import flat
+from sft.train.monitor.records import Record
 
 FLUSH_S = 30
 
@@ -18,7 +19,7 @@ class TensorBoardSink:
         self._writer = writer(str(folder), purge_step=purged, flush_secs=FLUSH_S)
 
     def write(self, record: Record) -> None:
-        for name, value in flat(record):
+        for name, value in flat(record, "/"):
             if isinstance(value, int | float) and name not in ("step", "attempt"):
                 self._writer.add_scalar(f"{record['kind']}/{name}", float(value), record["step"])
 

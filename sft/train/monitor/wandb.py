@@ -10,7 +10,8 @@ from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_values
 from sft.errors import ConfigError
 from sft.redact import error_text
-from sft.train.monitor.records import Record, flat
+from sft.storage.json_file import flat
+from sft.train.monitor.records import Record
 
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 15.0
 """How long the run waits for wandb; finishing must fit into the grace period after a SIGTERM."""
@@ -61,7 +62,9 @@ class WandbSink:
         self._run.define_metric("*", step_metric="optimizer_step")
 
     def write(self, record: Record) -> None:
-        values = {f"{record['kind']}/{name}": value for name, value in flat(record) if name not in ("kind", "step")}
+        values = {
+            f"{record['kind']}/{name}": value for name, value in flat(record, "/") if name not in ("kind", "step")
+        }
         self._run.log({**values, "optimizer_step": record["step"]})
 
     def sync(self) -> None:

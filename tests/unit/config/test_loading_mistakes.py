@@ -1,8 +1,7 @@
 """Every mistake in the settings is told at once, with its place and the nearest right name."""
 
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,7 @@ from sft.config.model import InitConfig
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import read_yaml
 from sft.errors import ConfigError
-
-TRAIN = {"shards": "s", "out": "o", "model": {"weights": "base"}}
-
-
-@dataclass(frozen=True)
-class Inner:
-    """A nested schema."""
-
-    rate: float = 0.5
-    name: str = "inner"
-
-
-@dataclass(frozen=True)
-class Schema:
-    """A schema with a nested one and with several by name."""
-
-    path: str
-    count: int = 1
-    label: str | None = None
-    inner: Inner = field(default_factory=Inner)
-    table: dict[str, Inner] = field(default_factory=dict)
-
-
-def refusal(*layers: Mapping[str, Any] | Layer, schema: type = Schema) -> str:
-    """The message with which the layers are refused."""
-    named = [layer if isinstance(layer, Layer) else Layer(f"file{n}", layer) for n, layer in enumerate(layers)]
-    with pytest.raises(ConfigError) as caught:
-        load(schema, named)
-    return str(caught.value)
+from tests.support.schemas import TRAIN, refusal
 
 
 def test_an_unknown_key_is_told_with_its_file_and_the_nearest_name(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Settings in files: what cannot be read is named, and what is written reads back equal."""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,7 @@ from sft.config.loading import Layer, load, read_arguments
 from sft.config.train import TrainConfig
 from sft.config.yaml_text import as_values, as_yaml, describe, read_yaml
 from sft.errors import ConfigError
-
-TRAIN = {"shards": "s", "out": "o", "model": {"weights": "base"}}
-
-
-@dataclass(frozen=True)
-class Inner:
-    """A nested schema."""
-
-    rate: float = 0.5
-    name: str = "inner"
-
-
-@dataclass(frozen=True)
-class Schema:
-    """One field of every kind that is written differently."""
-
-    path: str
-    count: int = 1
-    rate: float = 1.0
-    flag: bool = False
-    limit: int | None = None
-    label: str | None = None
-    pair: tuple[float, float] = (1.0, 2.0)
-    words: tuple[str, ...] = ()
-    inner: Inner = field(default_factory=Inner)
-    table: dict[str, Inner] = field(default_factory=dict)
+from tests.support.schemas import TRAIN, Inner, Schema
 
 
 @pytest.fixture
@@ -114,6 +88,7 @@ def test_the_shown_config_says_where_each_value_came_from(yaml_file: Path) -> No
         "flag: false  # default",
         "limit: null  # command line",
         "label: null  # default",
+        "mode: fast  # default",
         "pair:  # default",
         "- 1.0",
         "- 2.0",
