@@ -68,14 +68,15 @@ def load(schema: type[T], layers: Sequence[Layer]) -> Resolved[T]:
 
 
 def with_todays_names(schema: Any, layer: Layer) -> Layer:
-    """A layer written by an earlier version of this program, with renamed keys under today's names."""
-    values: dict[str, Any] = {}
-    for key, value in layer.values.items():
-        *groups, name = getattr(schema, "FORMERLY", {}).get(key, key).split(".")
-        place = values
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[name] = value
+    """A layer that an earlier version of sft wrote, with its keys renamed to the current names."""
+    formerly: Mapping[str, str] = getattr(schema, "FORMERLY", {})
+    values = {key: value for key, value in layer.values.items() if key not in formerly}
+    for key in (key for key in formerly if key in layer.values):
+        group, _, name = formerly[key].rpartition(".")
+        if not group:
+            values[name] = layer.values[key]
+        elif isinstance(inside := values.get(group, {}), Mapping):  # anything else is a mistake, reported on loading
+            values[group] = {name: layer.values[key], **inside}
     return Layer(layer.origin, values)
 
 

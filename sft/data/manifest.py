@@ -7,9 +7,12 @@ A missing key is an error.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypedDict
 
-T = TypeVar("T")
+import msgspec
+
+from sft.storage.manifest import FileFacts
+
 _RENAMED = {"licence": "license"}
 
 
@@ -86,14 +89,6 @@ class SourceFacts(SourceInputs):
     """Tokens of all uses of the documents; supervised_tokens likewise."""
     supervised_tokens: int
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The source as a manifest records it, of this version or an earlier one."""
-        names = [item.name for item in dataclasses.fields(cls)[1:]]
-        settings = {key: item for key, item in renamed(value).items() if key not in names}
-        raw_files = tuple(_taken(RawFile, file) for file in value["raw_files"])
-        return cls(settings, **{**{name: value[name] for name in names}, "raw_files": raw_files})
-
 
 @dataclass(frozen=True)
 class ShardFacts:
@@ -120,11 +115,6 @@ class SplitFacts:
     def to_json(self) -> dict[str, Any]:
         """The split as the manifest records it."""
         return dataclasses.asdict(self) | {"shards": [dataclasses.asdict(shard) for shard in self.shards]}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The split as a manifest records it."""
-        return _taken(cls, {**value, "shards": tuple(_taken(ShardFacts, shard) for shard in value["shards"])})
 
 
 @dataclass(frozen=True)
@@ -166,7 +156,7 @@ class BuildManifest(BuildInputs):
     splits: Mapping[str, SplitFacts]
     content_digest: str = ""
     """Identifies the data set; known once all files are written, like `files`."""
-    files: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
     schema_version: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -195,18 +185,36 @@ class BuildManifest(BuildInputs):
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The manifest as it was written, by this version or an earlier one.
 
-        Raises: KeyError, TypeError or AttributeError if it is not a manifest of a build.
+        Raises: KeyError, TypeError, AttributeError or ValueError if it is not a manifest of a build.
         """
-        typed = {
-            "format": value.get("format", "stablelm"),
-            "evaluation_files": tuple(_taken(EvaluationFile, file) for file in value["evaluation_files"]),
-            "tokenizer": _taken(TokenizerFacts, value["tokenizer"]),
-            "sources": {name: SourceFacts.from_json(source) for name, source in value["sources"].items()},
-            "splits": {name: SplitFacts.from_json(split) for name, split in value["splits"].items()},
-        }
-        return _taken(cls, {**value, **typed})
+        sources = {name: _settings_apart(source) for name, source in value["sources"].items()}
+        msgspec.convert(value["settings"], _SettingsRead)
+        for source in sources.values():
+            msgspec.convert(source["settings"], _SourceSettingsRead)
+        return msgspec.convert({"format": "stablelm", **value, "sources": sources}, cls)
 
 
-def _taken(kind: type[T], value: Mapping[str, Any]) -> T:
-    """An instance of the dataclass; keys that are not its fields are ignored."""
-    return kind(**{item.name: value[item.name] for item in dataclasses.fields(kind)})  # type: ignore[arg-type]
+class _SettingsRead(TypedDict):
+    """The settings of a build that its readers rely on."""
+
+    supervise: Literal["assistant", "all"]
+    end_token: bool
+
+
+class _SourceSettingsRead(TypedDict):
+    """The settings of a source that readers rely on."""
+
+    title: str
+    license: str
+    citation: str
+    commercial: bool
+    weight: float
+    num_conversations: int | None
+    max_rows: int | None
+
+
+def _settings_apart(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A source as a manifest records it, with the settings, which are all that is not a count, by themselves."""
+    names = [item.name for item in dataclasses.fields(SourceFacts) if item.name != "settings"]
+    facts = {name: item for name, item in source.items() if name in names}
+    return {**facts, "settings": {key: item for key, item in renamed(source).items() if key not in names}}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sft.errors import DataError
 from sft.hashing import file_sha256, text_sha256
@@ -23,7 +23,14 @@ IsContent = Callable[[str], bool]
 """Whether a file, given its name, is part of the content and not only documentation of it."""
 
 
-def file_facts(path: Path) -> dict[str, Any]:
+class FileFacts(TypedDict):
+    """What a manifest records of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def file_facts(path: Path) -> FileFacts:
     """A file's manifest entry: its size and sha256."""
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
@@ -55,7 +62,7 @@ def write_manifest_of(
     kind: str,
     schema_version: int,
     facts: Mapping[str, Any],
-    files: Mapping[str, dict[str, Any]],
+    files: Mapping[str, FileFacts],
     is_content: IsContent = is_any,
 ) -> Manifest:
     """Write the manifest of files whose sizes and hashes are known, the last file of the folder."""
@@ -93,13 +100,20 @@ def read_manifest(folder: Path, kind: str, *schema_versions: int) -> Manifest:
             on=path,
             hint="use the version of sft that wrote it, or build it again",
         )
-    if manifest.pop(SELF, None) != text_sha256(_text(manifest)) or not isinstance(manifest.get("files"), dict):
+    if manifest.pop(SELF, None) != text_sha256(_text(manifest)) or not _are_facts(manifest.get("files")):
         raise DataError("changed after it was written", on=path, hint="restore it or build again")
     return manifest
 
 
+def _are_facts(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(facts, dict) and isinstance(facts.get("bytes"), int) and isinstance(facts.get("sha256"), str)
+        for facts in files.values()
+    )
+
+
 def damaged_files(
-    folder: Path, files: Mapping[str, dict[str, Any]], *, unhashed: Container[str] = (), is_content: IsContent = is_any
+    folder: Path, files: Mapping[str, FileFacts], *, unhashed: Container[str] = (), is_content: IsContent = is_any
 ) -> Iterator[str]:
     """One sentence for every file that differs from its manifest entry: missing, truncated, changed or added.
 
@@ -123,7 +137,7 @@ def refuse_damaged(folder: Path, damaged: Iterable[str]) -> None:
 class LateHashes:
     """Files of a published folder that are hashed on first use, each once."""
 
-    def __init__(self, folder: Path, recorded: Mapping[str, dict[str, Any]] | None = None) -> None:
+    def __init__(self, folder: Path, recorded: Mapping[str, FileFacts] | None = None) -> None:
         """`recorded` holds their manifest entries; other files are not checked."""
         self._folder, self._recorded = folder, dict(recorded or {})
 
@@ -138,9 +152,7 @@ class LateHashes:
             self._recorded = {name: facts for name, facts in self._recorded.items() if name not in due}
 
 
-def _changed_files(
-    folder: Path, recorded: Mapping[str, dict[str, Any]], unhashed: Container[str] = ()
-) -> Iterator[str]:
+def _changed_files(folder: Path, recorded: Mapping[str, FileFacts], unhashed: Container[str] = ()) -> Iterator[str]:
     with ThreadPoolExecutor() as pool:
         verdicts = pool.map(lambda name: _verdict(folder, name, recorded[name], name not in unhashed), recorded)
         yield from filter(None, verdicts)
@@ -150,7 +162,7 @@ def _text(manifest: Manifest) -> str:
     return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _verdict(folder: Path, name: str, facts: dict[str, Any], check_hashes: bool) -> str | None:
+def _verdict(folder: Path, name: str, facts: FileFacts, check_hashes: bool) -> str | None:
     path = folder / name
     if not path.is_file():
         return f"{name}: missing"

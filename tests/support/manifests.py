@@ -22,10 +22,22 @@ def split_facts(file: str, packs: Sequence[Pack]) -> SplitFacts:
     )
 
 
+NO_LIMITS = {
+    "title": "Talks",
+    "license": "CC0-1.0",
+    "citation": "Someone, Talks, 2023",
+    "commercial": True,
+    "weight": 1.0,
+    "num_conversations": None,
+    "max_rows": None,
+}
+"""The settings of a source that readers of a manifest rely on."""
+
+
 def source_facts(**settings: Any) -> SourceFacts:
     """A source with these settings, of which no row was read."""
     return SourceFacts(
-        settings=settings,
+        settings={**NO_LIMITS, **settings},
         recipe={},
         raw_files=(),
         rows_read=0,
@@ -50,7 +62,7 @@ def build_manifest(**facts: Any) -> BuildManifest:
         "version": "0",
         "made_with": {},
         "name": "hand-made",
-        "settings": {},
+        "settings": {"supervise": "assistant", "end_token": True},
         "evaluation_files": (),
         "tokenizer": TokenizerFacts("0" * 64, 0),
         "sources": {},

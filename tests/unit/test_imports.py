@@ -45,7 +45,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "omegaconf": "config/",
     "pyarrow": ("data/shards.py", "data/documents.py", "data/sources/parquet.py"),
     "huggingface_hub": "data/sources/hub.py",
-    "msgspec": "data/sources/rows.py",
+    "msgspec": ("data/sources/rows.py", "data/manifest.py"),
     "jinja2": "data/report/html.py",
     "backports": "data/sources/files.py",
     "py3langid": "data/filters/language.py",

@@ -61,7 +61,9 @@ def _manifest_problems(shards: Shards, tokenizer: ChatTokenizer) -> Iterator[str
     if manifest.schema_version == SCHEMA_VERSION and table.turn_starts is None:
         yield "the document table does not say where turns start"
     reasons = Counter((item["source"], item["reason"]) for item in shards.quarantine())
-    for number, name in enumerate(table.sources):
+    if set(table.sources) != set(manifest.sources):
+        yield f"the document table names {', '.join(table.sources)}, the manifest {', '.join(manifest.sources)}"
+    for number, name in ((number, name) for number, name in enumerate(table.sources) if name in manifest.sources):
         facts, mine = manifest.sources[name], table.source == number
         uses = table.uses[mine].astype(np.int64)
         found = {

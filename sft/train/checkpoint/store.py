@@ -10,12 +10,11 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sft.errors import DataError, StorageError
 from sft.storage.atomic import STAGING_PREFIX, staging_path, sync_folder
 from sft.storage.json_file import read_json
-from sft.storage.manifest import MANIFEST, damaged_files, read_manifest, write_manifest_of
+from sft.storage.manifest import MANIFEST, FileFacts, damaged_files, read_manifest, write_manifest_of
 from sft.train.checkpoint.state import State
 
 KIND = "checkpoint"
@@ -55,7 +54,7 @@ def open_staging(final: Path, num_bytes: int) -> Path:
     return staging
 
 
-def publish_staging(final: Path, step: int, files: Mapping[str, dict[str, Any]], errors: Sequence[str]) -> None:
+def publish_staging(final: Path, step: int, files: Mapping[str, FileFacts], errors: Sequence[str]) -> None:
     """Give a prepared checkpoint its manifest, with these facts of its synced files, and then its final name.
 
     Raises: StorageError if there were errors, or the disk refuses; no file is left then.

@@ -215,3 +215,18 @@ def test_what_an_earlier_version_has_written_is_read_by_today_s_names() -> None:
     config = load(TrainConfig, [with_todays_names(TrainConfig, written)]).config
     assert (config.checkpoint.every_steps, config.checkpoint.keep_best, config.fp16.scale_window) == (7, 0, 3)
     assert config.seed == 5
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_file_with_names_of_both_versions_loses_none(is_first: bool) -> None:
+    old, new = {"save_every_steps": 7}, {"checkpoint": {"keep_last": 4, "keep_best": 0}}
+    written = Layer("run/config.yaml", {**TRAIN, **(old | new if is_first else new | old), "keep_best": 3})
+    config = load(TrainConfig, [with_todays_names(TrainConfig, written)]).config
+    assert (config.checkpoint.every_steps, config.checkpoint.keep_last, config.checkpoint.keep_best) == (7, 4, 0)
+
+
+def test_a_group_that_is_no_group_is_refused_beside_earlier_names_too() -> None:
+    written = Layer("run/config.yaml", {**TRAIN, "checkpoint": 5, "save_every_steps": 7})
+    assert "checkpoint: expected a mapping, got 5" in refusal(
+        with_todays_names(TrainConfig, written), schema=TrainConfig
+    )
