@@ -58,10 +58,19 @@ def test_text_reaches_the_function(tmp_path: Path) -> None:
     assert said.read_text().endswith(": last words\n")
 
 
+def kernel_timers() -> int:
+    """How many timers the kernel holds for this process."""
+    return Path("/proc/self/timers").read_text().count("notify:")
+
+
 def test_missing_function_is_no_timer_and_no_error() -> None:
-    timer = KernelTimer("no_such_function_in_any_library", 1)
+    before = kernel_timers()
+    timer, other = KernelTimer("no_such_function_in_any_library", 1), KernelTimer("_exit", 7)
     timer.set(0.0)
+    assert kernel_timers() == before + 1  # the other, which can be made
+    other.close()
     timer.close()
+    assert kernel_timers() == before
 
 
 HOLD = "import ctypes; ctypes.PyDLL(None).sleep(60)"
