@@ -8,6 +8,8 @@ CASES = [
     ("sft/errors.py", ["tests/unit/test_errors.py"]),
     ("sft/data/dedup/minhash.py", ["tests/unit/data/dedup/test_minhash.py"]),
     ("sft/config/loading.py", ["tests/unit/config/test_loading.py", "tests/unit/config/test_loading_mistakes.py"]),
+    ("sft/train/fingerprint.py", ["tests/unit/train/test_run_folder.py"]),
+    ("sft/data/sources/hub.py", []),
     ("data_recipes/hh/convert.py", ["tests/recipes"]),
     ("slurm/lib.sh", ["tests/slurm"]),
     ("tests/unit/test_errors.py", ["tests/unit/test_errors.py"]),
