@@ -1,7 +1,7 @@
 """The manifest of a build as dataclasses: its inputs, the counts of its rows, and its files.
 
 Unknown keys are ignored, so that a later version can add some; in a source, every key that is not a count is a setting.
-A missing key is an error.
+A missing key or a value of another type is an error.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.errors import DataError, SftError
 
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """Exceptions of reading a file, and of parsing a content that is not as expected."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sft.errors import DataError, SftError, StorageError
-from sft.storage.json_file import read_json, readable
+from sft.storage.json_file import flat, read_json, readable, unequal
 
 
 def test_a_value_is_read(tmp_path: Path) -> None:
@@ -21,6 +21,7 @@ BROKEN: dict[str, bytes | None] = {
     "can't decode byte": b"\xff\xfe",
     "'steps' is missing": b"{}",
     "not subscriptable": b"1",
+    "recursion": b"[" * 100_000,
 }
 
 
@@ -38,6 +39,16 @@ def test_what_cannot_be_read_is_named_with_the_reason(
     assert caught.value.what.startswith("no run: ")
     assert reason in caught.value.what
     assert (caught.value.on, caught.value.hint) == (path, "restore it")
+
+
+def test_nested_values_are_told_by_their_paths() -> None:
+    values = {"a": {"b": {"c": 1, "d": [2]}, "e": None}, "f": {}, "g": "text"}
+    assert dict(flat(values, "/")) == {"a/b/c": 1, "a/b/d": [2], "a/e": None, "g": "text"}
+
+
+def test_what_differs_is_named_with_both_values() -> None:
+    one, other = {"a": 1, "b": 2, "c": [1]}, {"b": 3, "c": [1], "d": 4}
+    assert list(unequal(one, other)) == [("a", 1, None), ("b", 2, 3), ("d", None, 4)]
 
 
 def test_an_error_of_ours_passes_as_it_is(tmp_path: Path) -> None:
